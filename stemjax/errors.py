@@ -1,0 +1,114 @@
+"""Typed errors: what is wrong, what was expected, what was found, what to do.
+
+Every error a user can meet is a `StemjaxError` with a stable ``code``. The message is composed of
+the parts, so that a caller can show them apart and a test can look at each of them.
+"""
+
+from __future__ import annotations
+
+
+class StemjaxError(Exception):
+    """A problem that the user can mend.
+
+    Args:
+      what: the problem, naming the file, slide, field or parameter.
+      expected: what would have been right.
+      found: what was there instead.
+      fix: what to do about it.
+    """
+
+    code = "SJ-000"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: str | None = None,
+        found: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what, self.expected, self.found, self.fix = what, expected, found, fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = self.what.rstrip(".")
+        if self.expected is not None:
+            text += f": expected {self.expected}"
+        if self.found is not None:
+            text += (", " if self.expected is not None else ": ") + f"found {self.found}"
+        text += "."
+        if self.fix is not None:
+            text += f" {self.fix.rstrip('.')}."
+        return text
+
+
+class SlideError(StemjaxError):
+    """A slide's counts, coordinates or metadata cannot be used."""
+
+    code = "SJ-D01"
+
+
+class ImageError(StemjaxError):
+    """A slide's image is missing, unreadable or does not cover the spots."""
+
+    code = "SJ-D02"
+
+
+class PixelSizeError(StemjaxError):
+    """The pixel size (um/px) is unknown or contradictory."""
+
+    code = "SJ-D03"
+
+
+class GenePanelError(StemjaxError):
+    """A gene list or panel does not fit the data or the model."""
+
+    code = "SJ-D04"
+
+
+class EncoderMismatchError(StemjaxError):
+    """Embeddings come from another encoder, geometry or pooling than is wanted."""
+
+    code = "SJ-D05"
+
+
+class RecordsError(StemjaxError):
+    """A record directory is missing, incomplete, damaged or of another panel."""
+
+    code = "SJ-D06"
+
+
+class SplitError(StemjaxError):
+    """Slides held out, slides known and slides asked for do not go together."""
+
+    code = "SJ-D07"
+
+
+class ConfigError(StemjaxError):
+    """A configuration has an unknown key or a value that cannot work."""
+
+    code = "SJ-C01"
+
+
+class CheckpointError(StemjaxError):
+    """A checkpoint is missing or damaged."""
+
+    code = "SJ-K01"
+
+
+class CheckpointMismatchError(StemjaxError):
+    """A checkpoint or workdir belongs to another configuration, panel or encoder."""
+
+    code = "SJ-K02"
+
+
+class NonFiniteError(StemjaxError):
+    """The loss or a gradient became NaN or infinite."""
+
+    code = "SJ-T01"
+
+
+class PredictionError(StemjaxError):
+    """A prediction file cannot be evaluated against the truth given."""
+
+    code = "SJ-E01"

@@ -1,0 +1,34 @@
+"""Dimension letters, array aliases and the batch that travels from the data to the model.
+
+Letters, the same in jaxtyping strings, einsum strings and name suffixes:
+b batch, l spots in a window, g genes, c condition, d width, h heads, k head width,
+f feed-forward, n draws, s rungs, v variants.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import jax
+import numpy as np
+
+type Array = jax.Array | np.ndarray
+"""A device or a host array."""
+
+type Params = dict[str, Any]
+"""A nested dict of arrays: network parameters."""
+
+
+class Batch(TypedDict):
+    """What a training step consumes, as global arrays.
+
+    Attributes:
+      cond: patch embeddings, one variant each, in the encoder's own units, [b c] float32.
+      x0: expression in the model's space (transformed, then standardised), [b g] float32.
+      mask: 1 where the slide measured the gene, else 0, [b g] float32. A gene that a slide lacks
+        is left out of the loss: it is not a zero.
+    """
+
+    cond: Array
+    x0: Array
+    mask: Array
