@@ -1,0 +1,214 @@
+"""What an embedding is: the contract of the encoder that made it, and the encoders built in.
+
+Two embeddings of equal width from different encoders look alike and mean nothing to each other's
+models. So records, checkpoints and predictions carry an `EncoderContract`, which is compared field
+by field, never by width alone. An `Encoder` turns patches into vectors; each patch gives eight, one
+for each flip and quarter turn (the group D4), original first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from stemjax import errors
+
+N_VARIANTS = 8
+"""Flips and quarter turns of a patch: the order of the group D4."""
+
+FOV_TOLERANCE = 0.05
+"""Relative difference of the field of view above which two contracts differ."""
+
+_NAMES = ("texture",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderContract:
+    """All that decides what an embedding means.
+
+    Attributes:
+      name: canonical name of the encoder.
+      width: number of features.
+      input_px: side of the square that the encoder sees, in pixels of its input.
+      fov_um: side of that square on the tissue in um; None is the published rule: a square of
+        max(224, spot diameter) level-0 pixels around the spot's centre.
+      resize: filter that brings a patch to ``input_px``.
+      mean: per-channel mean taken off the pixels (in 0..1), empty where there is none.
+      std: per-channel scale that divides them, empty where there is none.
+      pooling: how the vector comes from the encoder's outputs.
+      projection: the layer after pooling, or ``none``.
+      source: the tool that made the embeddings.
+      revision: version of the weights or of the features; changes whenever the numbers do.
+    """
+
+    name: str
+    width: int
+    input_px: int
+    fov_um: float | None
+    resize: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pooling: str
+    projection: str
+    source: str
+    revision: str
+
+    def __post_init__(self) -> None:
+        # Both arrays and JSON lists come here; equality needs plain tuples.
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        for field in ("width", "input_px"):
+            if getattr(self, field) < 1:
+                raise errors.EncoderMismatchError(
+                    f"the field {field!r} of the contract of encoder {self.name!r} cannot be right",
+                    expected="a whole number of at least 1",
+                    found=str(getattr(self, field)),
+                    fix="Give the encoder's own value",
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back."""
+        values = dataclasses.asdict(self)
+        return values | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EncoderContract:
+        """Returns the contract that `to_json` wrote.
+
+        Raises:
+          EncoderMismatchError: a field is missing, unknown or of another type.
+        """
+        if not isinstance(values, Mapping):
+            raise _unreadable("a mapping of fields", type(values).__name__)
+        fields = [field.name for field in dataclasses.fields(cls)]
+        if set(values) != set(fields):
+            missing = [name for name in fields if name not in values]
+            unknown = sorted(set(values) - set(fields))
+            raise _unreadable(
+                f"the fields {', '.join(fields)}",
+                f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}",
+            )
+        for name in fields:
+            value = values[name]
+            if not _fits(name, value):
+                raise _unreadable(f"another type of value in the field {name!r}", repr(value))
+        return cls(**values)
+
+    def require_same(self, other: EncoderContract, *, where: str) -> None:
+        """Returns if both contracts describe the same embeddings.
+
+        Args:
+          other: the contract to compare with.
+          where: what the two belong to, e.g. ``the records and the checkpoint``.
+
+        Raises:
+          EncoderMismatchError: they differ; names the first field that does, and both values. The
+            fields of view may differ by `FOV_TOLERANCE`.
+        """
+        for field in dataclasses.fields(self):
+            ours, theirs = getattr(self, field.name), getattr(other, field.name)
+            same = ours == theirs
+            if field.name == "fov_um" and ours is not None and theirs is not None:
+                same = abs(ours - theirs) <= FOV_TOLERANCE * max(abs(ours), abs(theirs))
+            if not same:
+                raise errors.EncoderMismatchError(
+                    f"the encoder contracts differ in the field {field.name!r} ({where}; encoders "
+                    f"{self.name!r} and {other.name!r})",
+                    expected=f"{field.name} = {_show(field.name, theirs)}",
+                    found=f"{field.name} = {_show(field.name, ours)}",
+                    fix="Embed the slides again with the encoder that is expected, or train on "
+                    "these embeddings",
+                )
+
+
+class Encoder(Protocol):
+    """Turns patches into embeddings."""
+
+    @property
+    def contract(self) -> EncoderContract:
+        """What the embeddings are."""
+        ...
+
+    def encode(self, patches: UInt8[np.ndarray, "n px px 3"]) -> Float32[np.ndarray, "n v c"]:
+        """Embeddings of the eight variants of each patch, in the order of `apply_variant`.
+
+        Args:
+          patches: RGB, ``px`` = ``contract.input_px``.
+
+        Raises:
+          ImageError: another shape or type.
+        """
+        ...
+
+
+def apply_variant(patch: np.ndarray, variant: int) -> np.ndarray:
+    """The patch, flipped and turned: a view of shape [y x ...].
+
+    Variants 0..3 turn it by as many quarter turns (`numpy.rot90`); 4..7 mirror left and right
+    first, then turn by ``variant - 4``. Variant 0 is the patch itself.
+
+    Args:
+      patch: [y x ...], any type.
+      variant: 0..7.
+    """
+    if not 0 <= variant < N_VARIANTS:
+        raise errors.ConfigError(
+            "there is no such variant of a patch",
+            expected=f"0..{N_VARIANTS - 1}",
+            found=str(variant),
+            fix="Pick one of the eight flips and turns",
+        )
+    return np.rot90(patch[:, ::-1] if variant >= 4 else patch, variant % 4)
+
+
+def get_encoder(name: str) -> Encoder:
+    """Returns the built-in encoder of that name.
+
+    Raises:
+      ConfigError: no encoder has it; lists those there are.
+    """
+    if name not in _NAMES:
+        near = difflib.get_close_matches(str(name).lower(), _NAMES, n=1)
+        raise errors.ConfigError(
+            f"no encoder is called {name!r}",
+            expected=f"one of {', '.join(_NAMES)}",
+            fix=f"Did you mean {near[0]!r}?" if near else "Choose one of those",
+        )
+    # Late: texture imports this module for the contract.
+    from stemjax.data import texture
+
+    return texture.TextureEncoder()
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a JSON value has the type of that field."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in ("width", "input_px"):
+        return isinstance(value, int) and number
+    if name == "fov_um":
+        return value is None or number
+    if name in ("mean", "std"):
+        return isinstance(value, list | tuple) and all(
+            isinstance(one, int | float) and not isinstance(one, bool) for one in value
+        )
+    return isinstance(value, str)
+
+
+def _show(name: str, value: Any) -> str:
+    if name == "fov_um":
+        return "max(224 px, spot diameter)" if value is None else f"{value:g} um"
+    return repr(value)
+
+
+def _unreadable(expected: str, found: str) -> errors.EncoderMismatchError:
+    return errors.EncoderMismatchError(
+        "an encoder contract cannot be read",
+        expected=expected,
+        found=found,
+        fix="It was written by another version or changed by hand: embed the slides again",
+    )

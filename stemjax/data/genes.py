@@ -1,0 +1,400 @@
+"""Which genes, in which space: panels, count transforms, standardisation.
+
+A `Panel` is a list of genes and the rule that chose it. A `Transform` takes raw counts to the value
+space and back; a `Standardisation` gives every column zero mean and unit variance over training
+spots. All three travel with records, checkpoints and predictions.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from jaxtyping import Float, Float32, Int32, Real, UInt8
+
+from stemjax import errors
+from stemjax.data import slides
+
+N_VARIABLE = 2000
+"""Highly variable genes taken from each slide by `select_panel`."""
+
+DROPPED_PREFIXES = ("MT", "mt", "RPS", "RPL")
+"""Names that `select_panel` leaves out: mitochondrial and ribosomal genes, and MTOR with them."""
+
+TRANSFORMS = ("log2p1", "log1p_cp10k")
+"""Names of the transforms, which are the names of the value spaces too."""
+
+_N_BINS = 20
+_CHUNK = 65536
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Panel:
+    """An ordered list of genes.
+
+    Attributes:
+      genes: the names, unique, in the order of all arrays of this panel.
+      rule: how they were chosen, in words.
+      slides: ids of the slides that they were chosen on; empty for a given list.
+
+    Raises:
+      GenePanelError: there is no gene, or one occurs twice.
+    """
+
+    genes: tuple[str, ...]
+    rule: str
+    slides: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if (doubled := _doubled(self.genes)) or not self.genes:
+            raise errors.GenePanelError(
+                f"the gene panel ({self.rule}) cannot be used",
+                expected="at least one gene, and none twice",
+                found=f"{_some(doubled)} twice" if doubled else "no gene",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back."""
+        return {"genes": list(self.genes), "rule": self.rule, "slides": list(self.slides)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Panel:
+        """The panel that `to_json` wrote; a GenePanelError where a field is missing."""
+        try:
+            genes, slide_ids = tuple(values["genes"]), tuple(values["slides"])
+            return cls(genes=genes, rule=values["rule"], slides=slide_ids)
+        except (KeyError, TypeError) as error:
+            raise errors.GenePanelError(
+                "a stored gene panel is incomplete",
+                expected="genes, rule and slides",
+                found=f"{type(error).__name__}: {error}",
+            ) from error
+
+
+def read_gene_list(path: str | os.PathLike[str]) -> Panel:
+    """A panel from a file: one name a line, or JSON (a list, or ``{"genes": [...]}``).
+
+    Stem's ``selected_gene_list.txt`` and HEST's ``var_50genes.json`` are such files. The order of
+    the file is kept; blank lines and lines that start with ``#`` are skipped.
+
+    Raises:
+      GenePanelError: the file is missing, no such list, empty, or names a gene twice.
+    """
+    path = pathlib.Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            values = json.loads(text)
+            values = values["genes"] if isinstance(values, dict) else values
+            if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+                raise ValueError("not a list of names")
+        else:
+            values = [line.strip() for line in text.splitlines()]
+            values = [line for line in values if line and not line.startswith("#")]
+    except (OSError, ValueError, KeyError) as error:
+        raise errors.GenePanelError(
+            f"cannot read the gene list {path}",
+            expected='one name a line, or JSON: {"genes": [...]}',
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+    return Panel(genes=tuple(values), rule=f"list {path.name}", slides=())
+
+
+def select_panel(sections: Sequence[slides.Slide], *, n_genes: int) -> Panel:
+    """The genes that are both abundant and variable over some slides: Stem's rule.
+
+    1. Per slide: spots and genes without any count are left out, counts scaled to the median total
+       of the spots, and the `N_VARIABLE` genes of highest normalised dispersion taken
+       (`variable_genes`; genes tied with the last are all kept).
+    2. Their union over the slides, without names in `DROPPED_PREFIXES`.
+    3. Those are ranked by the mean and by the standard deviation of the raw counts over all spots
+       of all slides; a gene that a slide did not measure counts as 0 there. The panel is what the
+       first k of both rankings share, for the smallest k that shares ``n_genes``.
+
+    A gene enters at k = the worse of its two ranks, so two may enter together. Where that is one
+    too many, the gene whose better rank is worse stays out (equal there too: the one of lower
+    mean). Equal means or deviations are ranked by name. Genes come back sorted by name, for any
+    order of the slides.
+
+    Source: Zhu et al., ICLR 2025 (arXiv 2501.15598), where k is set by hand and test slides are
+    among the slides; a test is honest when only training slides are.
+
+    Raises:
+      GenePanelError: no slides, one twice, or fewer than ``n_genes`` candidates.
+    """
+    ids = [slide.id for slide in sections]
+    if not ids or n_genes < 1 or _doubled(ids):
+        raise errors.GenePanelError(
+            "cannot choose a gene panel",
+            expected="at least one gene, one slide, and no slide twice",
+            found=f"n_genes {n_genes}, slides {_some(ids) or 'none'}",
+        )
+    union = set().union(*(variable_genes(slide, N_VARIABLE) for slide in sections))
+    names = sorted(name for name in union if not name.startswith(DROPPED_PREFIXES))
+    if len(names) < n_genes:
+        raise errors.GenePanelError(
+            f"slides {_some(ids)} have too few variable genes",
+            expected=f"at least {n_genes}",
+            found=f"{len(names)} (without names that start with {', '.join(DROPPED_PREFIXES)})",
+            fix="Ask for fewer genes, or choose on more slides",
+        )
+    mean, std = _moments(sections, names)
+    by_mean, by_std = _rank(mean), _rank(std)
+    enters, better = np.maximum(by_mean, by_std), np.minimum(by_mean, by_std)
+    chosen = np.lexsort((by_mean, better, enters))[:n_genes]
+    k = int(enters[chosen[-1]]) + 1
+    rule = (
+        f"stem: union of the {N_VARIABLE} most variable genes of each slide (seurat), "
+        f"{len(names)} without {'/'.join(DROPPED_PREFIXES)}; {n_genes} in the top k={k} of both "
+        "mean and standard deviation of raw counts, 0 where a slide lacks a gene"
+    )
+    return Panel(
+        genes=tuple(names[i] for i in sorted(chosen)), rule=rule, slides=tuple(sorted(ids))
+    )
+
+
+def variable_genes(slide: slides.Slide, n: int) -> list[str]:
+    """The ``n`` genes of a slide that vary most, given their mean.
+
+    Dispersion is log(variance / mean) of the counts scaled to the spots' median total; genes are
+    put into 20 bins of equal width of log(1 + mean), and within each bin the dispersion's mean is
+    subtracted and its standard deviation divided out (a gene alone in its bin gets 1). This is the
+    "seurat" flavour of Satija et al., Nature Biotechnology 2015, as scanpy's
+    ``highly_variable_genes`` defines it after ``filter_cells``, ``filter_genes``,
+    ``normalize_total`` and ``log1p`` (whose logarithm it takes back). Genes tied with the n-th are
+    all returned; genes that do not vary are not.
+    """
+    totals = np.asarray(slide.counts.sum(axis=1), np.float64)
+    seen = np.flatnonzero(np.asarray(slide.counts.sum(axis=0)) > 0)
+    spots = np.flatnonzero(totals > 0)
+    if len(spots) < 2:
+        return []
+    x = scipy.sparse.csc_array(slide.counts[spots][:, seen], dtype=np.float64)
+    x.data *= (np.median(totals[spots]) / totals[spots])[x.indices]
+    mean = np.asarray(x.sum(axis=0)) / len(spots)
+    # Two passes: the zeros, which are not stored, are each mean**2 away.
+    column = np.repeat(np.arange(len(seen)), np.diff(x.indptr))
+    squares = np.bincount(column, (x.data - mean[column]) ** 2, minlength=len(seen))
+    squares += (len(spots) - np.diff(x.indptr)) * mean**2
+    variance = squares / (len(spots) - 1)
+    # A gene with one value in all spots has only rounding for a variance.
+    varies = variance > 1e-12 * mean**2
+    dispersion = np.full(len(seen), np.nan)
+    dispersion[varies] = np.log(variance[varies] / mean[varies])
+    bins = pd.cut(np.log1p(mean), bins=_N_BINS, labels=False)
+    grouped = pd.Series(dispersion).groupby(np.asarray(bins))
+    centre = grouped.transform("mean").to_numpy(copy=True)
+    spread = grouped.transform("std").to_numpy(copy=True)
+    alone = np.isnan(spread)
+    spread[alone], centre[alone] = centre[alone], 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = (dispersion - centre) / spread
+    score = np.where(np.isnan(score), -np.inf, score)
+    cut = np.sort(score)[-min(n, len(score))]
+    return [slide.genes[i] for i in seen[(score >= cut) & (score > -np.inf)]]
+
+
+def panel_counts(
+    slide: slides.Slide, genes: Sequence[str]
+) -> tuple[Int32[np.ndarray, "l g"], UInt8[np.ndarray, " g"]]:
+    """A slide's raw counts in the order of ``genes``, and a mask of those that it measured.
+
+    Where the slide lacks a gene, its counts and its mask are 0.
+
+    Raises:
+      GenePanelError: the slide has none of the genes.
+    """
+    place = {gene: i for i, gene in enumerate(slide.genes)}
+    columns = np.array([place.get(gene, -1) for gene in genes], int)
+    measured = columns >= 0
+    if not measured.any():
+        raise errors.GenePanelError(
+            f"slide {slide.id} has none of the {len(genes)} genes of the panel",
+            expected=f"names such as {_some(genes)}",
+            found=f"names such as {_some(slide.genes)}",
+            fix=_naming_hint(slide.genes, genes),
+        )
+    counts = np.zeros((slide.n_spots, len(genes)), np.int32)
+    counts[:, measured] = slide.counts[:, columns[measured]].toarray()
+    return counts, measured.astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """The way from raw counts to the value space and back.
+
+    ``log2p1``: log2(count + 1). ``log1p_cp10k``: log(1 + 10,000 count / total), total over all
+    genes of the slide, which takes the depth of the spot out; a spot whose total is 0 is 0.
+
+    Raises:
+      ConfigError: there is no such transform.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in TRANSFORMS:
+            raise errors.ConfigError(
+                "there is no such transform of counts",
+                expected=" or ".join(TRANSFORMS),
+                found=repr(self.name),
+            )
+
+    def forward(
+        self, counts: Real[np.ndarray, "l g"], total: Real[np.ndarray, " l"]
+    ) -> Float32[np.ndarray, "l g"]:
+        """Values of raw counts; ``total`` is each spot's count over all genes of its slide."""
+        counts = np.asarray(counts, np.float32)
+        if self.name == "log2p1":
+            return np.log2(counts + np.float32(1))
+        depth = np.asarray(total, np.float32)[:, None]
+        rate = counts * np.float32(1e4) / np.maximum(depth, 1)
+        return np.log1p(np.where(depth > 0, rate, np.float32(0)))
+
+    def inverse(
+        self, x: Float[np.ndarray, "l g"], total: Real[np.ndarray, " l"]
+    ) -> Float32[np.ndarray, "l g"]:
+        """Counts (not rounded) of values; values below 0, which no count has, give 0."""
+        x = np.maximum(np.asarray(x, np.float32), np.float32(0))
+        if self.name == "log2p1":
+            return np.exp2(x) - np.float32(1)
+        return np.expm1(x) * np.asarray(total, np.float32)[:, None] / np.float32(1e4)
+
+
+def get_transform(name: str) -> Transform:
+    """The transform of that name; a ConfigError lists those there are."""
+    return Transform(name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Standardisation:
+    """A mean and a standard deviation for each column, in the units of the columns.
+
+    Raises:
+      RecordsError: the two differ in length, a value is not finite, or a ``std`` not above 0.
+    """
+
+    mean: Float32[np.ndarray, " g"]
+    std: Float32[np.ndarray, " g"]
+
+    def __post_init__(self) -> None:
+        for field in ("mean", "std"):
+            object.__setattr__(self, field, np.asarray(getattr(self, field), np.float32))
+        if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
+            found = f"shapes {self.mean.shape} and {self.std.shape}"
+        elif not (np.isfinite(self.mean) & np.isfinite(self.std) & (self.std > 0)).all():
+            found = f"mean {self.mean.min()}..{self.mean.max()}, smallest std {self.std.min()}"
+        else:
+            return
+        raise errors.RecordsError(
+            "a standardisation cannot be used",
+            expected="finite mean and std of one length, std above 0",
+            found=found,
+        )
+
+    def apply(self, x: Real[np.ndarray, "... g"]) -> Float32[np.ndarray, "... g"]:
+        """Standardised values: (x - mean) / std."""
+        return (np.asarray(x, np.float32) - self.mean) / self.std
+
+    def invert(self, x: Real[np.ndarray, "... g"]) -> Float32[np.ndarray, "... g"]:
+        """The values whose standardised form is ``x``: x * std + mean."""
+        return np.asarray(x, np.float32) * self.std + self.mean
+
+    @classmethod
+    def fit(
+        cls, x: Real[np.ndarray, "n g"], mask: Real[np.ndarray, "n g"] | None = None
+    ) -> Standardisation:
+        """Mean and (population) standard deviation of the entries whose mask is not 0.
+
+        A column that does not vary gets std 1, one without any entry mean 0 as well.
+
+        Raises:
+          RecordsError: the mask has another shape, or an entry that counts is not finite.
+        """
+        if mask is not None and mask.shape != x.shape:
+            raise errors.RecordsError(
+                "the mask does not fit the values", expected=str(x.shape), found=str(mask.shape)
+            )
+        n, total, squares = np.zeros((3, x.shape[1]))
+        for values, use in _blocks(x, mask):
+            n += use.sum(axis=0)
+            total += np.where(use, values, 0).sum(axis=0)
+        mean = total / np.maximum(n, 1)
+        for values, use in _blocks(x, mask):
+            squares += (np.where(use, values - mean, 0) ** 2).sum(axis=0)
+        std = np.sqrt(squares / np.maximum(n, 1))
+        # A deviation below this is rounding, which would be blown up to unit variance.
+        std[~(std > 1e-6 * np.abs(mean))] = 1.0
+        return cls(mean=mean.astype(np.float32), std=std.astype(np.float32))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back, bit for bit."""
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Standardisation:
+        """The standardisation that `to_json` wrote; a RecordsError where a field is missing."""
+        try:
+            mean, std = (np.asarray(values[field], np.float32) for field in ("mean", "std"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.RecordsError(
+                "a stored standardisation is incomplete",
+                expected="mean and std, one number a column",
+                found=f"{type(error).__name__}: {error}",
+            ) from error
+        return cls(mean=mean, std=std)
+
+
+def _blocks(x: np.ndarray, mask: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(x), _CHUNK):
+        values = np.asarray(x[start : start + _CHUNK], np.float64)
+        use = np.ones(values.shape, bool) if mask is None else mask[start : start + _CHUNK] != 0
+        yield values, use
+
+
+def _moments(sections: Sequence[slides.Slide], names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Mean and standard deviation of raw counts over all spots; 0 where a slide lacks a gene."""
+    place = {name: i for i, name in enumerate(names)}
+    n, sums = 0, np.zeros((2, len(names)))
+    for slide in sections:
+        columns = np.array([place.get(gene, -1) for gene in slide.genes], int)
+        known = columns >= 0
+        values = slide.counts.astype(np.float64)
+        powers = np.stack([values.sum(axis=0), values.power(2).sum(axis=0)])
+        sums[:, columns[known]] += powers[:, known]
+        n += slide.n_spots
+    mean, square = sums / n
+    return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """Rank, 0 for the highest; equal values in the order given, which is that of the names."""
+    ranks = np.empty(len(values), int)
+    ranks[np.argsort(-values, kind="stable")] = np.arange(len(values))
+    return ranks
+
+
+def _naming_hint(ours: Sequence[str], wanted: Sequence[str]) -> str:
+    """What may be wrong where two lists of gene names have nothing in common."""
+    if ours[0].startswith("ENS") != wanted[0].startswith("ENS"):
+        return "One names genes by Ensembl ids, the other by symbols: convert one of them"
+    folded = {name.upper() for name in ours}
+    if shared := sum(name.upper() in folded for name in wanted):
+        return f"{shared} names agree but for upper and lower case: is one mouse, one human?"
+    return "Choose a panel on slides that name genes alike"
+
+
+def _doubled(names: Sequence[str]) -> list[str]:
+    return [name for name, times in collections.Counter(names).items() if times > 1]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

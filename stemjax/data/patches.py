@@ -1,0 +1,179 @@
+"""The patch around each spot, and the embeddings of all patches of a slide.
+
+A patch is a square of max(224, spot diameter) level-0 pixels around the spot's centre, the rule of
+Stem (Zhu et al., ICLR 2025), brought to the encoder's input size by Lanczos resampling where the
+sizes differ. Beyond the image it is white.
+
+A slide is embedded in chunks, so memory does not grow with its spots. With several workers this
+process reads pixels and the others resize and encode: an image is decoded once, not once a worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
+
+import joblib
+import numpy as np
+from jaxtyping import Float16, UInt8
+from PIL import Image
+
+from stemjax import errors
+from stemjax.data import embeddings, images, slides
+
+MIN_SIDE_PX = 224
+"""Smallest side of a patch in level-0 pixels."""
+
+CHUNK = 64
+"""Spots encoded at once: 9.6 MB of pixels at 224 px."""
+
+
+def patch_side_px(slide: slides.Slide) -> int:
+    """Side of the slide's patches in level-0 pixels: max(224, spot diameter)."""
+    return max(MIN_SIDE_PX, round(slide.spot_diameter_px))
+
+
+def read_patches(
+    slide: slides.Slide, rows: Sequence[int] | np.ndarray, *, side: int, out_px: int
+) -> UInt8[np.ndarray, "n px px 3"]:
+    """Patches around the spots of those rows, in their order; white beyond the image.
+
+    The patch starts at the pixel border nearest to the centre minus half a side.
+
+    Args:
+      slide: a slide with an image.
+      rows: rows of ``slide.barcodes``.
+      side: side of the square in level-0 pixels, see `patch_side_px`.
+      out_px: side of the result; Lanczos resampling where it differs from ``side``.
+
+    Raises:
+      ImageError: the slide has no image, or it is damaged there.
+    """
+    return _resize(_read(_image(slide), slide, rows, side), out_px)
+
+
+def embed_slide(
+    slide: slides.Slide,
+    encoder: embeddings.Encoder,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Float16[np.ndarray, "l v c"]:
+    """Embeddings of all variants of every spot's patch, rows as in ``slide.barcodes``.
+
+    Args:
+      slide: a slide with an image.
+      encoder: turns patches into embeddings; is sent to the workers if there are several.
+      workers: processes that encode; 1 stays in this one. Changes no number.
+      progress: called with spots done, spots in all, and what is being done.
+
+    Raises:
+      ImageError: no image, a damaged one, or embeddings that are not finite in float16.
+      EncoderMismatchError: the encoder returns another shape than its contract says.
+      ConfigError: ``workers`` is below 1.
+    """
+    image = _image(slide)
+    if workers < 1:
+        raise errors.ConfigError(
+            "the number of workers that embed patches cannot be right",
+            expected="at least 1",
+            found=str(workers),
+            fix="Set workers=1 to embed in this process",
+        )
+    side = patch_side_px(slide)
+    chunks = [
+        range(start, min(start + CHUNK, slide.n_spots)) for start in range(0, slide.n_spots, CHUNK)
+    ]
+    jobs = ((encoder, _read(image, slide, rows, side)) for rows in chunks)
+    width = encoder.contract.width
+    out = np.empty((slide.n_spots, embeddings.N_VARIANTS, width), np.float16)
+    for rows, values in zip(chunks, _run(jobs, min(workers, len(chunks)))):
+        out[rows.start : rows.stop] = values
+        if progress is not None:
+            progress(rows.stop, slide.n_spots, f"embedding the patches of {slide.id}")
+    _check_finite(out, slide, encoder.contract.name)
+    return out
+
+
+type _Job = tuple[embeddings.Encoder, UInt8[np.ndarray, "n side side 3"]]
+
+
+def _run(jobs: Iterable[_Job], workers: int) -> Iterator[Float16[np.ndarray, "n v c"]]:
+    """The result of `_encode` for each job, in order."""
+    if workers == 1:
+        return itertools.starmap(_encode, jobs)
+    # Jobs are made when they are asked for: two for each worker wait in memory, no more.
+    parallel = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator")
+    results = parallel(joblib.delayed(_encode)(*job) for job in jobs)
+    return cast("Iterator[np.ndarray]", results)
+
+
+def _encode(
+    encoder: embeddings.Encoder, crops: UInt8[np.ndarray, "n side side 3"]
+) -> Float16[np.ndarray, "n v c"]:
+    """Embeddings of those crops; runs in a worker."""
+    contract = encoder.contract
+    values = encoder.encode(_resize(crops, contract.input_px))
+    expected = (len(crops), embeddings.N_VARIANTS, contract.width)
+    if values.shape != expected:
+        raise errors.EncoderMismatchError(
+            f"the encoder {contract.name!r} does not keep its contract",
+            expected=f"embeddings of shape {expected}",
+            found=str(values.shape),
+            fix="Correct the encoder or its contract",
+        )
+    with np.errstate(over="ignore"):  # what overflows is found by _check_finite
+        return values.astype(np.float16)
+
+
+def _check_finite(values: Float16[np.ndarray, "l v c"], slide: slides.Slide, encoder: str) -> None:
+    """Raises ImageError naming the spots whose embeddings are not finite.
+
+    Once for the whole slide, not in the workers: which of two workers fails first is chance.
+    """
+    bad = np.flatnonzero(~np.isfinite(values).all((1, 2)))
+    if bad.size:
+        named = ", ".join(slide.barcodes[row] for row in bad[:5])
+        raise errors.ImageError(
+            f"the encoder {encoder!r} returned NaN, infinity or more than float16's 65,504 for "
+            f"slide {slide.id!r}, spots {named}{' and others' if bad.size > 5 else ''}",
+            expected="finite numbers",
+            found=f"{bad.size} such spots of {slide.n_spots}",
+            fix="Look at the image around these spots, and scale the encoder's output",
+        )
+
+
+def _image(slide: slides.Slide) -> images.SlideImage:
+    if slide.image is None:
+        raise errors.ImageError(
+            f"slide {slide.id!r} has no image, so its patches cannot be embedded",
+            expected="an image or embeddings made earlier",
+            found="neither",
+            fix="Read the slide with its image, or give its embeddings",
+        )
+    return slide.image
+
+
+def _read(
+    image: images.SlideImage, slide: slides.Slide, rows: Sequence[int] | np.ndarray, side: int
+) -> UInt8[np.ndarray, "n side side 3"]:
+    """Squares of level-0 pixels around the spots."""
+    out = np.empty((len(rows), side, side, 3), np.uint8)
+    for place, row in enumerate(rows):
+        corner = np.floor(slide.pixel_xy[row].astype(np.float64) - side / 2 + 0.5)
+        out[place] = image.read(int(corner[0]), int(corner[1]), side, side)
+    return out
+
+
+def _resize(
+    crops: UInt8[np.ndarray, "n side side 3"], out_px: int
+) -> UInt8[np.ndarray, "n px px 3"]:
+    """The crops at another size, by Lanczos resampling; the same array where it has that size."""
+    if crops.shape[1] == out_px:
+        return crops
+    out = np.empty((len(crops), out_px, out_px, 3), np.uint8)
+    for place, crop in enumerate(crops):
+        resized = Image.fromarray(crop).resize((out_px, out_px), Image.Resampling.LANCZOS)
+        out[place] = np.asarray(resized)
+    return out

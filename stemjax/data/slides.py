@@ -1,0 +1,317 @@
+"""One slide: raw counts of spots, where they lie, and the image they lie on.
+
+Every reader (`stemjax.data.st`, `stemjax.data.hest`) returns a `Slide`, and what a slide promises
+is checked once, when it is made: counts are non-negative whole numbers (all of them are looked at,
+not a sample), names are unique, and every spot's centre is inside the image. The rest of the
+system relies on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import scipy.sparse
+import scipy.spatial
+from jaxtyping import Bool, Float
+
+from stemjax import errors
+from stemjax.data import images
+
+STRAY_SHARE = 0.05
+"""Largest share of a slide's spots that a reader leaves out for lying outside the image."""
+
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Slide:
+    """The spots of one slide, all genes measured.
+
+    Attributes:
+      id: name of the slide: letters, digits, ``_ . -``.
+      patient: whose tissue it is; None when unknown.
+      counts: raw counts, int32 [l g]. Any sparse or dense array of whole numbers may be given.
+      genes: names of the columns of ``counts``.
+      barcodes: names of its rows.
+      array_xy: (column, row) of each spot on the array, float32 [l 2].
+      pixel_xy: (x=column, y=row) of each spot's centre in level-0 pixels, float32 [l 2].
+      image: the H&E image; None where only embeddings are needed.
+      mpp: micrometres per level-0 pixel.
+      spot_diameter_um: diameter of a spot in micrometres.
+      sources: SHA-256 of each file read, by file name.
+      notes: what a reader left out, in words.
+
+    Raises:
+      SlideError: a promise of the module's docstring is broken; the message names the slide.
+      ImageError: spots lie outside the image.
+      PixelSizeError: ``mpp`` is no positive number.
+    """
+
+    id: str
+    patient: str | None
+    counts: scipy.sparse.csr_array
+    genes: tuple[str, ...]
+    barcodes: tuple[str, ...]
+    array_xy: Float[np.ndarray, "l 2"]
+    pixel_xy: Float[np.ndarray, "l 2"]
+    image: images.SlideImage | None
+    mpp: float
+    spot_diameter_um: float
+    sources: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_id(self.id)
+        object.__setattr__(self, "counts", _whole_counts(self))
+        for field in ("array_xy", "pixel_xy"):
+            object.__setattr__(self, field, np.asarray(getattr(self, field), np.float32))
+        _check_shapes(self)
+        _check_unique(self.genes, "gene", self.id)
+        _check_unique(self.barcodes, "barcode", self.id)
+        _check_coordinates(self)
+        _check_scale(self)
+        _check_inside(self)
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots."""
+        return len(self.barcodes)
+
+    @property
+    def spot_diameter_px(self) -> float:
+        """Diameter of a spot in level-0 pixels."""
+        return self.spot_diameter_um / self.mpp
+
+
+def require_id(slide_id: str) -> None:
+    """Checks that a slide's id can be part of a file name.
+
+    Raises:
+      SlideError: it has other characters than letters, digits, ``_ . -``, is longer than 128, or
+        is ``.`` or ``..``.
+    """
+    if not _ID.fullmatch(slide_id) or set(slide_id) == {"."}:
+        raise errors.SlideError(
+            "slide id cannot be used",
+            expected="1 to 128 of A-Z a-z 0-9 _ . -",
+            found=repr(slide_id),
+            fix="Rename the slide's files",
+        )
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with pathlib.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pixel_size_from_pitch(
+    array_xy: Float[np.ndarray, "l 2"], pixel_xy: Float[np.ndarray, "l 2"], pitch_um: float
+) -> float:
+    """Micrometres per pixel, from the known distance between the centres of neighbouring spots.
+
+    Neighbours are the pairs of spots as close on the array as its closest ones (the four sides of
+    a square array, the diagonals of a hexagonal one); the median of their distances in pixels is
+    taken to be ``pitch_um``.
+
+    Args:
+      array_xy: positions on the array, in any unit.
+      pixel_xy: positions in level-0 pixels.
+      pitch_um: distance between neighbouring spots in micrometres.
+
+    Raises:
+      PixelSizeError: no two spots are neighbours, or their distance is 0 px.
+    """
+    array_xy, pixel_xy = np.asarray(array_xy, float), np.asarray(pixel_xy, float)
+    finite = np.isfinite(array_xy).all(axis=1) & np.isfinite(pixel_xy).all(axis=1)
+    array_xy, pixel_xy = array_xy[finite], pixel_xy[finite]
+    distance = 0.0
+    if len(array_xy) > 1:
+        tree = scipy.spatial.KDTree(array_xy)
+        # The median over spots: a stray spot has no neighbour, and a few may share a position.
+        step = float(np.median(tree.query(array_xy, k=2)[0][:, 1]))
+        pairs = tree.query_pairs(1.05 * step, output_type="ndarray")
+        pairs = pairs[_lengths(array_xy, pairs) > 0.95 * step]
+        if len(pairs):
+            distance = float(np.median(_lengths(pixel_xy, pairs)))
+    if not distance > 0:
+        raise errors.PixelSizeError(
+            f"the pixel size cannot be derived from the positions of {len(array_xy)} spots",
+            expected="neighbouring spots at different pixels",
+            fix="Give the pixel size in um per pixel: mpp=",
+        )
+    return pitch_um / distance
+
+
+def inside_or_few(
+    pixel_xy: Float[np.ndarray, "l 2"], image: images.SlideImage | None
+) -> tuple[Bool[np.ndarray, " l"], tuple[str, ...]]:
+    """Which spots to keep, and a note when a few lie outside the image.
+
+    Stray spots beyond the edge are common where an image was cropped: up to `STRAY_SHARE` of the
+    spots are left out. Where more are outside, all are kept, so that `Slide` refuses them: then
+    the positions are wrong, not the spots.
+    """
+    keep = np.ones(len(pixel_xy), bool)
+    if image is None:
+        return keep, ()
+    outside = _outside(np.asarray(pixel_xy), np.array([image.width, image.height]))
+    if not outside.any() or outside.mean() > STRAY_SHARE:
+        return keep, ()
+    return ~outside, left_out(int(outside.sum()), "outside the image")
+
+
+def left_out(n: int, which: str) -> tuple[str, ...]:
+    """The note that ``n`` spots were left out; none where ``n`` is 0."""
+    return (f"left out {n} {'spot' if n == 1 else 'spots'} {which}",) if n else ()
+
+
+def _lengths(points: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
+
+
+def _whole_counts(slide: Slide) -> scipy.sparse.csr_array:
+    """The counts as canonical int32, each value checked; the argument is left as it is."""
+    counts = slide.counts
+    if counts.ndim != 2:
+        raise errors.SlideError(
+            f"slide {slide.id}: counts are not a table of spots and genes",
+            expected="two dimensions",
+            found=f"shape {counts.shape}",
+        )
+    counts = scipy.sparse.csr_array(counts)
+    data = counts.data
+    high = np.iinfo(np.int32).max
+    if np.issubdtype(data.dtype, np.floating):
+        finite = np.isfinite(data)
+        if not finite.all():
+            _refuse_counts(slide, counts, ~finite, "not finite")
+        if not (whole := data == np.floor(data)).all():
+            _refuse_counts(slide, counts, ~whole, "no whole numbers")
+    elif not (np.issubdtype(data.dtype, np.integer) or data.dtype == bool):
+        raise errors.SlideError(
+            f"slide {slide.id}: counts are not numbers", found=f"dtype {data.dtype}"
+        )
+    if (negative := data < 0).any():
+        _refuse_counts(slide, counts, negative, "negative")
+    if (large := data > high).any():
+        _refuse_counts(slide, counts, large, f"above {high:,}")
+    result = scipy.sparse.csr_array(counts.astype(np.int32), copy=True)
+    result.sum_duplicates()
+    result.eliminate_zeros()
+    return result
+
+
+def _refuse_counts(slide: Slide, counts: scipy.sparse.csr_array, bad: np.ndarray, how: str) -> None:
+    """Raises, with the first bad entry by barcode and gene."""
+    first = int(np.flatnonzero(bad)[0])
+    row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
+    column = int(counts.indices[first])
+    inside = row < len(slide.barcodes) and column < len(slide.genes)
+    where = f"spot {slide.barcodes[row]}, gene {slide.genes[column]}" if inside else f"row {row}"
+    raise errors.SlideError(
+        f"slide {slide.id}: {int(bad.sum()):,} counts are {how}",
+        expected="raw counts: whole numbers from 0 up",
+        found=f"{counts.data[first]} ({where})",
+        fix="Give the raw counts, neither normalised nor log-transformed nor scaled",
+    )
+
+
+def _check_shapes(slide: Slide) -> None:
+    n_spots, n_genes = cast(tuple[int, int], slide.counts.shape)
+    if n_spots == 0 or n_genes == 0:
+        raise errors.SlideError(
+            f"slide {slide.id} is empty",
+            expected="at least one spot and one gene",
+            found=f"{n_spots} spots, {n_genes} genes",
+            fix="Check that counts and positions are of the same slide, or leave the slide out",
+        )
+    wanted = {
+        "genes": (len(slide.genes), n_genes),
+        "barcodes": (len(slide.barcodes), n_spots),
+        "array_xy": (slide.array_xy.shape, (n_spots, 2)),
+        "pixel_xy": (slide.pixel_xy.shape, (n_spots, 2)),
+    }
+    for field, (found, expected) in wanted.items():
+        if found != expected:
+            raise errors.SlideError(
+                f"slide {slide.id}: {field} does not fit counts of {n_spots} spots x "
+                f"{n_genes} genes",
+                expected=str(expected),
+                found=str(found),
+            )
+
+
+def _check_unique(names: Sequence[str], what: str, slide_id: str) -> None:
+    if len(set(names)) == len(names):
+        return
+    values, times = np.unique(np.asarray(names, str), return_counts=True)
+    doubled = [f"{v} x{t}" for v, t in zip(values[times > 1], times[times > 1], strict=True)]
+    more = f" and {len(doubled) - 3} more" if len(doubled) > 3 else ""
+    raise errors.SlideError(
+        f"slide {slide_id}: {what} names are not unique",
+        found=", ".join(doubled[:3]) + more,
+        fix=f"Rename or add up the rows or columns that share a {what} name",
+    )
+
+
+def _check_coordinates(slide: Slide) -> None:
+    for field in ("array_xy", "pixel_xy"):
+        bad = ~np.isfinite(getattr(slide, field)).all(axis=1)
+        if bad.any():
+            raise errors.SlideError(
+                f"slide {slide.id}: {field} of {int(bad.sum())} spots is not finite",
+                found=f"first at spot {slide.barcodes[int(np.flatnonzero(bad)[0])]}",
+                fix="Leave these spots out, or mend their positions",
+            )
+
+
+def _check_scale(slide: Slide) -> None:
+    if not (np.isfinite(slide.mpp) and slide.mpp > 0):
+        raise errors.PixelSizeError(
+            f"slide {slide.id}: the pixel size cannot be used",
+            expected="um per level-0 pixel above 0",
+            found=str(slide.mpp),
+            fix="Give the pixel size: mpp=",
+        )
+    if not (np.isfinite(slide.spot_diameter_um) and slide.spot_diameter_um > 0):
+        raise errors.SlideError(
+            f"slide {slide.id}: the spot diameter cannot be used",
+            expected="um above 0",
+            found=str(slide.spot_diameter_um),
+        )
+
+
+def _check_inside(slide: Slide) -> None:
+    if slide.image is None:
+        return
+    size = np.array([slide.image.width, slide.image.height])
+    outside = _outside(slide.pixel_xy, size)
+    if not outside.any():
+        return
+    swapped = _outside(slide.pixel_xy[:, ::-1], size)
+    fix = "Check that positions and image are of the same slide and of full resolution"
+    if swapped.mean() < 0.5 * outside.mean():
+        fix = (
+            f"If x and y were swapped, only {int(swapped.sum())} would be outside: "
+            "swap the columns of the positions (x is the image's column, y its row)"
+        )
+    raise errors.ImageError(
+        f"slide {slide.id}: {int(outside.sum())} of {slide.n_spots} spots lie outside the image "
+        f"{slide.image.source}",
+        expected=f"x below {size[0]:,} and y below {size[1]:,} px",
+        found=f"spot {slide.barcodes[int(np.flatnonzero(outside)[0])]} at "
+        + "({:.0f}, {:.0f})".format(*slide.pixel_xy[outside][0]),
+        fix=fix,
+    )
+
+
+def _outside(xy: np.ndarray, size: np.ndarray) -> np.ndarray:
+    return ((xy < 0) | (xy >= size)).any(axis=1)

@@ -1,0 +1,210 @@
+"""The space that the model works in, and the way back to counts.
+
+    counts --transform--> value space (such as log2(count + 1)) --standardise--> model space
+    embedding, float16 ------------------------------------------ standardise--> condition
+
+Both standardisations are fitted on training rows and travel with the model: numbers of another
+space mean nothing to its weights. All maths here is float32 numpy, element by element, so a row is
+encoded to the same bits alone, in a batch or with the whole table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from stemjax import errors
+from stemjax import typing as st
+from stemjax.data import genes as genes_lib
+from stemjax.data import records as records_lib
+
+# Rows encoded at once: bounds the float64 temporaries of a fit and of a transform.
+_CHUNK = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Space:
+    """Transform and standardisation of expression, standardisation of the condition.
+
+    Attributes:
+      genes: the genes, in column order.
+      transform: name of the transform, which names the value space too.
+      expression: mean and standard deviation of each gene in the value space, [g].
+      condition: mean and standard deviation of each embedding feature, [c].
+    """
+
+    genes: tuple[str, ...]
+    transform: str
+    expression: genes_lib.Standardisation
+    condition: genes_lib.Standardisation
+
+    def __post_init__(self) -> None:
+        genes_lib.get_transform(self.transform)
+        if len(self.expression.mean) != len(self.genes):
+            raise errors.GenePanelError(
+                "The standardisation of expression does not fit the genes",
+                expected=f"{len(self.genes)} genes",
+                found=f"{len(self.expression.mean)}",
+                fix="Fit the space on records of this panel",
+            )
+
+    def forward(self, counts: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """Counts to value space, [n g] float32: the truth that predictions are scored against."""
+        return genes_lib.get_transform(self.transform).forward(counts, total)
+
+    def encode_expression(
+        self, counts: np.ndarray, total: np.ndarray, mask: np.ndarray
+    ) -> np.ndarray:
+        """Expression in model space, [n g] float32; 0, the training mean, where not measured.
+
+        Args:
+          counts: raw counts, [n g].
+          total: raw counts of the spot over all genes, [n].
+          mask: 1 where measured, [n g].
+        """
+        out = np.empty(counts.shape, np.float32)
+        for rows in _chunks(len(counts)):
+            x = self.expression.apply(self.forward(counts[rows], total[rows]))
+            out[rows] = np.where(mask[rows] != 0, x, np.float32(0))
+        return out
+
+    def encode_condition(self, embeddings: np.ndarray) -> np.ndarray:
+        """Standardised embeddings of one variant a row, [n c] float32."""
+        return self.condition.apply(embeddings.astype(np.float32))
+
+    def batch(self, table: records_lib.Table, variants: np.ndarray) -> st.Batch:
+        """A batch of all rows of `table`.
+
+        Args:
+          table: the rows.
+          variants: which embedding variant each row shows, [n] integer.
+        """
+        return st.Batch(
+            cond=self.encode_condition(table.embeddings[np.arange(table.n), variants]),
+            x0=self.encode_expression(table.counts, table.total, table.mask),
+            mask=table.mask.astype(np.float32),
+        )
+
+    def values(self, x: np.ndarray) -> np.ndarray:
+        """Model space to value space, [... g] float32: what predictions are written in."""
+        return self.expression.invert(np.asarray(x, np.float32))
+
+    def counts(self, x: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """Model space to counts, [n g] float32.
+
+        Args:
+          x: expression in model space, [n g].
+          total: counts of the spot over all genes, which log1p(CP10k) scales by, [n].
+        """
+        return genes_lib.get_transform(self.transform).inverse(self.values(x), total)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` takes back."""
+        return {
+            "genes": list(self.genes),
+            "transform": self.transform,
+            "expression": self.expression.to_json(),
+            "condition": self.condition.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Space:
+        """The space that `to_json` wrote, equal to the last bit."""
+        return cls(
+            genes=tuple(values["genes"]),
+            transform=values["transform"],
+            expression=genes_lib.Standardisation.from_json(values["expression"]),
+            condition=genes_lib.Standardisation.from_json(values["condition"]),
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        tables: records_lib.Table | Iterable[records_lib.Table],
+        *,
+        genes: tuple[str, ...],
+        transform: str,
+        standardise_expression: bool = True,
+        standardise_condition: bool = True,
+    ) -> Space:
+        """The space of some training rows.
+
+        The condition is fitted on variant 0, the original patch: it is what predictions are made
+        from, the other variants show the same tissue turned, and so the space does not depend on
+        whether training uses them.
+
+        Args:
+          tables: the training rows, as one table or as several that are read one after another
+            (a slide at a time where all would not fit in RAM).
+          genes: the genes of the tables' columns.
+          transform: name of the transform.
+          standardise_expression: False leaves the value space as it is, as Stem publishes it.
+          standardise_condition: False leaves the embeddings as they are.
+
+        Raises:
+          ConfigError: the transform is unknown.
+          RecordsError: there are no rows.
+        """
+        forward = genes_lib.get_transform(transform).forward
+        expression, condition = _Moments(), _Moments()
+        for table in (tables,) if isinstance(tables, records_lib.Table) else tables:
+            for rows in _chunks(table.n):
+                expression.add(forward(table.counts[rows], table.total[rows]), table.mask[rows])
+                first = table.embeddings[rows, 0]
+                condition.add(first, np.ones_like(first, np.uint8))
+        return cls(
+            genes=genes,
+            transform=transform,
+            expression=expression.standardisation(fitted=standardise_expression),
+            condition=condition.standardisation(fitted=standardise_condition),
+        )
+
+
+class _Moments:
+    """Running mean and squared deviation of each column, over rows whose mask is 1.
+
+    Chunks are merged by the pairwise formula of Chan, Golub and LeVeque (1979), which does not
+    lose the deviation in the difference of two large sums.
+    """
+
+    def __init__(self) -> None:
+        self.weight = self.mean = self.square = np.zeros(0)
+
+    def add(self, x: np.ndarray, mask: np.ndarray) -> None:
+        x, mask = x.astype(np.float64), mask.astype(np.float64)
+        if not self.weight.size:
+            self.weight = self.mean = self.square = np.zeros(x.shape[1])
+        weight = mask.sum(axis=0)
+        mean = (x * mask).sum(axis=0) / np.maximum(weight, 1)
+        square = (mask * (x - mean) ** 2).sum(axis=0)
+        both = np.maximum(self.weight + weight, 1)
+        gap = mean - self.mean
+        self.square = self.square + square + gap**2 * self.weight * weight / both
+        self.mean = self.mean + gap * weight / both
+        self.weight = self.weight + weight
+
+    def standardisation(self, *, fitted: bool) -> genes_lib.Standardisation:
+        if not self.weight.size:
+            raise errors.RecordsError(
+                "There are no training rows to fit the model's space on",
+                fix="Check that the training slides have spots",
+            )
+        if not fitted:
+            width = len(self.mean)
+            return genes_lib.Standardisation(
+                mean=np.zeros(width, np.float32), std=np.ones(width, np.float32)
+            )
+        std = np.sqrt(self.square / np.maximum(self.weight, 1))
+        # A column that never changes: float64 sums of equal float32 values are exact, so its
+        # deviation is exactly 0 and no tolerance is needed.
+        std = np.where(std > 0, std, 1.0)
+        return genes_lib.Standardisation(
+            mean=self.mean.astype(np.float32), std=std.astype(np.float32)
+        )
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, start + _CHUNK) for start in range(0, n, _CHUNK))

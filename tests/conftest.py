@@ -1,0 +1,114 @@
+"""Switches and fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import scipy.sparse
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def her2st_dir() -> pathlib.Path | None:
+    """The folder of the HER2ST sections, or None where they are absent."""
+    given = os.environ.get("STEMJAX_HER2ST")
+    folder = pathlib.Path(given) if given else ROOT.parent / "shared" / "her2st"
+    return folder if (folder / "ST-cnts").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def her2st() -> pathlib.Path:
+    """The HER2ST folder; skips where it is absent."""
+    folder = her2st_dir()
+    if folder is None:
+        pytest.skip("HER2ST sections absent: set STEMJAX_HER2ST or put them in ../shared/her2st")
+    return folder
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A fixed random key."""
+    return jax.random.key(20261120)
+
+
+TOY_GENES = tuple(f"TOY{number:02d}" for number in range(8))
+TOY_SPOTS = 60
+
+
+def toy_slide(name: str, seed: int, patient: str | None = None):
+    """A slide without an image, and embeddings [l 8 6] that its counts follow linearly."""
+    from stemjax.data import images, slides
+
+    embeddings = np.random.default_rng([seed, 1]).standard_normal((TOY_SPOTS, 1, 6))
+    loading = np.random.default_rng(99).standard_normal((6, len(TOY_GENES)))
+    rate = np.exp(1.5 + 0.4 * embeddings[:, 0] @ loading)
+    counts = np.random.default_rng([seed, 2]).poisson(rate).astype(np.int32)
+    grid = np.stack(np.meshgrid(np.arange(10), np.arange(6)), axis=-1).reshape(-1, 2)
+    slide = slides.Slide(
+        id=name,
+        patient=patient,
+        counts=scipy.sparse.csr_array(counts),
+        genes=TOY_GENES,
+        barcodes=tuple(f"{x}x{y}" for x, y in grid),
+        array_xy=grid.astype(np.float32),
+        pixel_xy=(300.0 + 200.0 * grid).astype(np.float32),
+        image=images.ArrayImage(np.full((1600, 2400, 3), 230, np.uint8)),
+        mpp=1.0,
+        spot_diameter_um=100.0,
+        sources={},
+    )
+    wobble = 0.1 * np.random.default_rng([seed, 3]).standard_normal((TOY_SPOTS, 8, 6))
+    wobble[:, 0] = 0
+    return slide, (embeddings + wobble).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def toy_records(tmp_path_factory):
+    """Records of slides T1, T2 (patient P), V1 and X1 (patients of their own); panel without X1."""
+    from stemjax.data import embeddings as embeddings_lib
+    from stemjax.data import genes as genes_lib
+    from stemjax.data import records
+
+    out = tmp_path_factory.mktemp("toy_records")
+    contract = embeddings_lib.EncoderContract(
+        name="toy",
+        width=6,
+        input_px=224,
+        fov_um=None,
+        resize="none",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        pooling="none",
+        projection="none",
+        source="tests",
+        revision="1",
+    )
+    panel = genes_lib.Panel(genes=TOY_GENES, rule="toy", slides=("T1", "T2", "V1"))
+    for seed, (name, patient) in enumerate(
+        [("T1", "P"), ("T2", "P"), ("V1", "Q"), ("X1", "R")], start=1
+    ):
+        slide, embeddings = toy_slide(name, seed, patient)
+        records.write_slide(out, slide, embeddings, panel=panel, contract=contract)
+    return records.open_records(out)
+
+
+@pytest.fixture
+def toy_experiment():
+    """A run of seconds on the toy records."""
+    from stemjax import config
+
+    values = config.default_config()
+    values.data.test, values.data.val = "X1", "V1"
+    values.model.width, values.model.depth, values.model.heads = 16, 2, 2
+    values.diffusion.mean_fraction = 0.25
+    values.optim.learning_rate, values.optim.warmup, values.optim.ema = 3e-3, 2, 0.9
+    values.train.batch, values.train.steps, values.train.log_every = 16, 12, 4
+    values.train.validate_every, values.train.save_every = 6, 6
+    return config.resolve(values)
