@@ -1,0 +1,397 @@
+"""Samplers: step rules down a ladder of noise levels, one scan for all of them.
+
+A deterministic rule solves the probability-flow ODE (EDM, Karras et al. 2022, arXiv 2206.00364,
+eq. 1 and 3, with sigma(t) = t and s(t) = 1)::
+
+    dx / dsigma = (x - D(x; sigma)) / sigma
+
+For a D held fixed, x moves on a straight line towards D, reaching it at sigma = 0. Each rule is
+such a move, `_towards`, and differs in what it moves towards and how far.
+
+Randomness belongs to a row: its key depends on seed, slide and barcode (`spot_keys`) and on the
+draw, never on the batch, so a spot's samples are the same in whatever company it is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt32
+
+from stemjax import errors
+from stemjax.diffusion import denoiser
+
+type Carry = Any
+"""What a multistep rule remembers between steps: a pytree of arrays of fixed shape, or ()."""
+
+# A row's key has two uses, kept apart by what is folded in.
+_INITIAL, _STEPS = 0, 1
+
+
+@runtime_checkable
+class StepRule(Protocol):
+    """How x moves from one noise level to the next lower one.
+
+    A rule is stateless; what it remembers of earlier steps travels in a carry. At
+    ``sigma_next = 0`` each rule here is of first order and returns the denoised estimate.
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step adds fresh noise."""
+        ...
+
+    def evaluations(self, steps: int) -> int:
+        """Returns the number of network evaluations of a row in so many steps."""
+        ...
+
+    def init(self, x: Float[Array, "b g"]) -> Carry:
+        """Returns the carry before the first step."""
+        ...
+
+    def step(
+        self,
+        denoise: denoiser.Denoiser,
+        carry: Carry,
+        x: Float[Array, "b g"],
+        sigma: Float[Array, ""],
+        sigma_next: Float[Array, ""],
+        noise: Float[Array, "b g"] | None,
+    ) -> tuple[Float[Array, "b g"], Carry]:
+        """Returns x at ``sigma_next`` and the new carry.
+
+        Args:
+          denoise: the denoiser.
+          carry: what `init` or the step before returned.
+          x: state at ``sigma``.
+          sigma: noise level, > 0.
+          sigma_next: next noise level, 0 <= sigma_next < sigma.
+          noise: fresh unit normal noise if the rule is stochastic, else None.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ddim:
+    """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) in noise-level form; order 1.
+
+    Of the next level, sigma_up² = eta² sigma_next² (sigma² - sigma_next²) / sigma² is fresh noise
+    and sigma_down² = sigma_next² - sigma_up² is what is left of the old: a straight move to
+    sigma_down, then noise. eta = 0 is Euler's rule on the probability-flow ODE, in noise-level
+    form the same formula; eta = 1 is ancestral (DDPM) sampling. A step to 0 adds no noise. One
+    evaluation a step.
+
+    Attributes:
+      eta: share of fresh noise, 0..1.
+
+    Raises:
+      ConfigError: eta is outside 0..1.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise errors.ConfigError("eta of DDIM", expected="0 to 1", found=str(self.eta))
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether eta > 0."""
+        return self.eta > 0
+
+    def evaluations(self, steps: int) -> int:
+        """Returns steps."""
+        return steps
+
+    def init(self, x: Float[Array, "b g"]) -> Carry:
+        """Returns an empty carry."""
+        return ()
+
+    def step(
+        self,
+        denoise: denoiser.Denoiser,
+        carry: Carry,
+        x: Float[Array, "b g"],
+        sigma: Float[Array, ""],
+        sigma_next: Float[Array, ""],
+        noise: Float[Array, "b g"] | None,
+    ) -> tuple[Float[Array, "b g"], Carry]:
+        """Returns x at ``sigma_next``; see `StepRule.step`."""
+        denoised = denoise(x, _rows(sigma, x))
+        ratio = sigma_next / sigma
+        if noise is None:
+            return _towards(denoised, x, ratio), carry
+        # sigma_down² with its two terms positive: the difference of squares would cancel.
+        kept = jnp.sqrt((1 - self.eta**2) + (self.eta * ratio) ** 2)
+        sigma_up = self.eta * sigma_next * jnp.sqrt((1 - ratio) * (1 + ratio))
+        return _towards(denoised, x, ratio * kept) + sigma_up * noise, carry
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heun:
+    """Heun's rule of EDM (Algorithm 1 with sigma(t) = t and s(t) = 1); order 2.
+
+    An Euler step, then the same step with the mean of the slopes at its two ends. The last step,
+    to 0, stays an Euler step and costs one evaluation; the others cost two.
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        """False."""
+        return False
+
+    def evaluations(self, steps: int) -> int:
+        """Returns 2 steps - 1."""
+        return 2 * steps - 1
+
+    def init(self, x: Float[Array, "b g"]) -> Carry:
+        """Returns an empty carry."""
+        return ()
+
+    def step(
+        self,
+        denoise: denoiser.Denoiser,
+        carry: Carry,
+        x: Float[Array, "b g"],
+        sigma: Float[Array, ""],
+        sigma_next: Float[Array, ""],
+        noise: Float[Array, "b g"] | None,
+    ) -> tuple[Float[Array, "b g"], Carry]:
+        """Returns x at ``sigma_next``; see `StepRule.step`."""
+        denoised = denoise(x, _rows(sigma, x))
+        predicted = _towards(denoised, x, sigma_next / sigma)
+
+        def correct() -> Float[Array, "b g"]:
+            slope = (x - denoised) / sigma
+            slope_next = (predicted - denoise(predicted, _rows(sigma_next, x))) / sigma_next
+            return x + (sigma_next - sigma) * (slope + slope_next) / 2
+
+        # A branch, not a select: the network must not run for nothing on the last step.
+        return jax.lax.cond(sigma_next > 0, correct, lambda: predicted), carry
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DpmSolverPP2M:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2); order 2, one evaluation.
+
+    With lambda = -ln sigma, h = lambda_next - lambda and h_prev the step before, the denoised
+    estimate is carried half a step on, D̂ = D + (h / 2 h_prev) (D - D_prev), and x moves
+    towards D̂. The first step, which has no history, and a step to 0 use D itself.
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        """False."""
+        return False
+
+    def evaluations(self, steps: int) -> int:
+        """Returns steps."""
+        return steps
+
+    def init(self, x: Float[Array, "b g"]) -> Carry:
+        """Returns (former denoised estimate, former noise level): none yet, at infinity."""
+        # h_prev is infinite at the first step, so that the extrapolation weighs nothing.
+        return jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype)
+
+    def step(
+        self,
+        denoise: denoiser.Denoiser,
+        carry: Carry,
+        x: Float[Array, "b g"],
+        sigma: Float[Array, ""],
+        sigma_next: Float[Array, ""],
+        noise: Float[Array, "b g"] | None,
+    ) -> tuple[Float[Array, "b g"], Carry]:
+        """Returns x at ``sigma_next``; see `StepRule.step`."""
+        denoised_before, sigma_before = carry
+        denoised = denoise(x, _rows(sigma, x))
+        # A step to 0 is infinite in lambda: its place is taken by h = 0, no extrapolation.
+        h = jnp.log(sigma / jnp.where(sigma_next > 0, sigma_next, sigma))
+        weight = h / (2 * jnp.log(sigma_before / sigma))
+        extrapolated = denoised + weight * (denoised - denoised_before)
+        return _towards(extrapolated, x, sigma_next / sigma), (denoised, sigma)
+
+
+def sample(
+    denoise: denoiser.Denoiser,
+    rungs: Float[Array, " s"],
+    x: Float[Array, "b g"],
+    keys: Key[Array, " b"],
+    *,
+    rule: StepRule,
+    signs: Float[Array, " b"] | None = None,
+) -> Float[Array, "b g"]:
+    """Returns x carried down the ladder: at the last rung 0, a sample of x0 for each row.
+
+    One `lax.scan` over the rungs, in the precision of x, at least float32. Row i of the result
+    depends on row i of ``x`` and ``keys`` alone (if that holds for ``denoise``).
+
+    Args:
+      denoise: denoiser with the condition of these b rows bound.
+      rungs: noise levels, strictly falling (`noise.karras_ladder`); may be a traced array.
+      x: state at ``rungs[0]``: already noisy, that is rungs[0] times unit noise for a start
+        from nothing (`draw` does that), not the unit noise itself.
+      keys: one key a row, folded with the number of the step; used by stochastic rules only.
+      rule: the step rule.
+      signs: +1 or -1 for each row, multiplies the row's fresh noise; rows that share a key and
+        differ in sign are antithetic at every step. None is +1.
+    """
+    x = denoiser.at_least_float32(x)
+    rungs = jnp.asarray(rungs, x.dtype)
+
+    def denoise_in_state_dtype(
+        x: Float[Array, "b g"], sigma: Float[Array, " b"], /
+    ) -> Float[Array, "b g"]:
+        return denoise(x, sigma).astype(x.dtype)
+
+    def fresh_noise(step: Array) -> Float[Array, "b g"] | None:
+        if not rule.stochastic:
+            return None
+        unit = _unit_normal(_fold(keys, step), x.shape[1], x.dtype)
+        return unit if signs is None else signs.astype(x.dtype)[:, None] * unit
+
+    def body(
+        state: tuple[Float[Array, "b g"], Carry], rung: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Float[Array, "b g"], Carry], None]:
+        x, carry = state
+        step, sigma, sigma_next = rung
+        noise = fresh_noise(step)
+        return rule.step(denoise_in_state_dtype, carry, x, sigma, sigma_next, noise), None
+
+    steps = jnp.arange(rungs.shape[0] - 1, dtype=jnp.uint32)
+    (x, _), _ = jax.lax.scan(body, (x, rule.init(x)), (steps, rungs[:-1], rungs[1:]))
+    return x
+
+
+def draw(
+    denoise: denoiser.Denoiser,
+    rungs: Float[Array, " s"],
+    keys: Key[Array, " l"],
+    *,
+    rule: StepRule,
+    genes: int,
+    n_draws: int,
+    antithetic: bool,
+) -> Float[Array, "n l g"]:
+    """Returns n_draws samples of x0 for each of l spots, in the model's expression space, float32.
+
+    All draws go through the network as one batch b = l n in spot-major order, row = spot n + draw:
+    ``denoise`` must be bound to each spot's condition n_draws times in a row, as
+    ``jnp.repeat(cond, n_draws, axis=0)`` does. Spots that lie on several devices then stay where
+    they are; in draw-major order every device would do all the work.
+
+    Antithetic draws 2i and 2i + 1 start from +z and -z and, under a stochastic rule, get fresh
+    noise of opposite sign at every step; their mean has far less error than that of two
+    independent draws, and cancels exactly all that is odd in the noise.
+
+    Args:
+      denoise: denoiser of l n_draws rows, spot-major.
+      rungs: noise levels, strictly falling, the last one 0.
+      keys: one key a spot (`spot_keys`).
+      rule: the step rule.
+      genes: number of genes.
+      n_draws: number of samples a spot.
+      antithetic: whether to draw in pairs.
+
+    Raises:
+      ConfigError: n_draws < 1, or antithetic with an odd n_draws.
+    """
+    unit = initial_noise(keys, n_draws=n_draws, genes=genes, antithetic=antithetic)
+    rows = n_draws * keys.shape[0]
+    step_keys = _fold(_draw_keys(keys, n_draws, antithetic), jnp.uint32(_STEPS)).reshape(rows)
+    # An antithetic pair shares its key, so only the sign tells its members apart.
+    sign_of_draw = np.where(np.arange(n_draws) % 2, -1.0, 1.0).astype(np.float32)
+    signs = jnp.asarray(np.tile(sign_of_draw, keys.shape[0])) if antithetic else None
+    rungs = jnp.asarray(rungs, unit.dtype)
+    x = (rungs[0] * unit).swapaxes(0, 1).reshape(rows, genes)
+    x0 = sample(denoise, rungs, x, step_keys, rule=rule, signs=signs)
+    return x0.reshape(keys.shape[0], n_draws, genes).swapaxes(0, 1)
+
+
+def initial_noise(
+    keys: Key[Array, " l"], *, n_draws: int, genes: int, antithetic: bool
+) -> Float[Array, "n l g"]:
+    """Returns unit normal noise for each draw and spot, float32.
+
+    Draw i of a spot does not depend on n_draws, nor on the other spots. With antithetic, draw
+    2i + 1 is minus draw 2i, and the even draws are the same as without.
+
+    Raises:
+      ConfigError: n_draws < 1, or antithetic with an odd n_draws.
+    """
+    if n_draws < 1:
+        raise errors.ConfigError("n_draws", expected="at least 1", found=str(n_draws))
+    if antithetic and n_draws % 2:
+        raise errors.ConfigError(
+            "n_draws with antithetic pairs",
+            expected="an even number",
+            found=str(n_draws),
+            fix="ask for an even number of draws, or turn antithetic off",
+        )
+    keys_ln = _draw_keys(keys, n_draws, antithetic)[:, :: 2 if antithetic else 1]
+    flat = _fold(keys_ln, jnp.uint32(_INITIAL)).reshape(-1)
+    unit = _unit_normal(flat, genes, jnp.dtype(jnp.float32)).reshape(*keys_ln.shape, genes)
+    if antithetic:
+        unit = jnp.stack([unit, -unit], axis=2).reshape(keys.shape[0], n_draws, genes)
+    return unit.swapaxes(0, 1)
+
+
+def spot_keys(seed: int, slide: str, barcodes: Sequence[str]) -> Key[Array, " l"]:
+    """Returns one random key a spot, a function of (seed, slide, barcode) alone.
+
+    The 8-byte BLAKE2b digest of slide, NUL, barcode (UTF-8), read as two little-endian 32-bit
+    words, is folded word by word into ``jax.random.key(seed)``. Order and number of the barcodes
+    play no part.
+    """
+    words = np.empty((len(barcodes), 2), np.uint32)
+    for row, barcode in enumerate(barcodes):
+        digest = hashlib.blake2b(f"{slide}\0{barcode}".encode(), digest_size=8).digest()
+        words[row] = np.frombuffer(digest, "<u4")
+    return _fold_words(jax.random.key(seed), jnp.asarray(words))
+
+
+@jax.jit
+def _fold_words(key: Key[Array, ""], words: UInt32[Array, "l 2"]) -> Key[Array, " l"]:
+    """Returns the key with both words folded in, for each row."""
+    return jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1]))(
+        words
+    )
+
+
+def _draw_keys(keys: Key[Array, " l"], n_draws: int, antithetic: bool) -> Key[Array, "l n"]:
+    """Returns a key for each spot and draw; the two draws of an antithetic pair share theirs."""
+    draws = np.arange(n_draws, dtype=np.uint32)
+    if antithetic:
+        draws -= draws % 2
+    fold_each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return jax.vmap(fold_each, in_axes=(0, None))(keys, jnp.asarray(draws))
+
+
+def _fold(keys: Key[Array, "*rows"], data: UInt32[Array, ""]) -> Key[Array, "*rows"]:
+    """Returns every key of an array with the same number folded in."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys.reshape(-1), data).reshape(
+        keys.shape
+    )
+
+
+def _unit_normal(keys: Key[Array, " b"], genes: int, dtype: jnp.dtype) -> Float[Array, "b g"]:
+    """Returns a row of unit normal noise from each key."""
+    return jax.vmap(lambda key: jax.random.normal(key, (genes,), dtype))(keys)
+
+
+def _towards(
+    target: Float[Array, "b g"], x: Float[Array, "b g"], ratio: Float[Array, ""]
+) -> Float[Array, "b g"]:
+    """Returns target + ratio (x - target): x itself at 1, the target at 0."""
+    return target + ratio * (x - target)
+
+
+def _rows(sigma: Float[Array, ""], x: Float[Array, "b g"]) -> Float[Array, " b"]:
+    """Returns the noise level repeated for each row of x."""
+    return jnp.broadcast_to(sigma, x.shape[:1])
