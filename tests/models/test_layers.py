@@ -1,0 +1,121 @@
+"""The shared parts: sinusoid, LayerNorm, attention, gated blocks, the scan over layers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from stemjax.models import layers
+
+
+def test_sinusoid_by_hand():
+    # Width 4: frequencies 1 and 10000^(-1/2) = 0.01; cosines first.
+    level = np.array([0.0, 1.0, 250.0], np.float32)
+    expected = np.stack(
+        [np.cos(level), np.cos(0.01 * level), np.sin(level), np.sin(0.01 * level)], axis=1
+    )
+    # The phase 250 in float32 has a spacing of 1.5e-5.
+    np.testing.assert_allclose(layers.sinusoid(level, 4), expected, atol=3e-5)
+
+
+def test_sinusoid_stays_float32_for_half_precision_levels():
+    features = layers.sinusoid(jnp.array([512.0], jnp.bfloat16), 256)  # exact in bfloat16
+    assert features.dtype == jnp.float32
+    np.testing.assert_allclose(features[0, 0], np.cos(512.0), atol=1e-5)
+
+
+def test_layer_norm_statistics_are_float32_for_bfloat16_input():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(100.0 + rng.normal(size=(3, 5, 64)), jnp.bfloat16)
+    exact = np.asarray(x, np.float64)
+    expected = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(
+        exact.var(-1, keepdims=True) + 1e-6
+    )
+    # A mean near 100 taken in bfloat16 would be off by up to 0.25 standard deviations; in float32
+    # by 100 * 2^-24 a rounding.
+    np.testing.assert_allclose(layers.layer_norm(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+def test_attention_agrees_with_jax(dtype, tolerance):
+    # JAX's own takes [b g h k]. Same precision rules: scores in float32, weights rounded to dtype;
+    # what differs is the order of the roundings (bfloat16: 2^-8 of values up to 1).
+    rng = np.random.default_rng(1)
+    q, k, v = jnp.asarray(rng.normal(size=(3, 2, 4, 33, 8)), dtype)
+    expected = jax.nn.dot_product_attention(*(a.swapaxes(1, 2) for a in (q, k, v)))
+    out = layers.attention(q, k, v)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(np.float32(out), np.float32(expected.swapaxes(1, 2)), atol=tolerance)
+
+
+def test_attention_gradient_agrees_with_jax():
+    rng = np.random.default_rng(1)
+    q, k, v, weight = np.float32(rng.normal(size=(4, 2, 3, 21, 8)))
+
+    def theirs(q, k, v):
+        q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+        return (jax.nn.dot_product_attention(q, k, v).swapaxes(1, 2) * weight).sum()
+
+    def ours(q, k, v):
+        return (layers.attention(q, k, v) * weight).sum()
+
+    for one, other in zip(*(jax.grad(f, argnums=(0, 1, 2))(q, k, v) for f in (ours, theirs))):
+        np.testing.assert_allclose(one, other, atol=1e-5)  # float32, sums of 21 terms
+
+
+def test_attention_scores_are_not_kept_for_the_backward_pass():
+    q = jnp.ones((2, 3, 50, 4))
+    _, pullback = jax.vjp(layers.attention, q, q, q)
+    kept = max(leaf.size for leaf in jax.tree.leaves(pullback))
+    assert kept <= q.size  # the scores would be 50/4 times as large
+
+
+def test_fresh_block_is_the_identity(key):
+    block = layers.Block(16, 4, 4, rngs=nnx.Rngs(key), dtype=jnp.bfloat16)
+    x = jax.random.normal(key, (2, 5, 16))
+    np.testing.assert_array_equal(block(x, jnp.ones((2, 16))), x)
+
+
+def test_residual_stream_is_not_rounded_to_bfloat16(key):
+    # A small gated term on a large stream: added in bfloat16 it would vanish (1000 + 0.3 = 1000).
+    block = layers.Block(16, 4, 4, rngs=nnx.Rngs(key), dtype=jnp.bfloat16)
+    block.modulation.linear.bias[...] = jnp.repeat(jnp.array([0, 0, 1e-2, 0, 0, 0.0]), 16)
+    x = 1000.0 + jax.random.normal(key, (2, 5, 16))
+    out = block(x, jnp.zeros((2, 16)))
+    normed = layers.layer_norm(x)
+    expected = 1e-2 * block.attn(normed)
+    assert np.abs(expected).max() > 1e-3
+    # 1000 in float32 has a spacing of 6e-5; the gate of 1e-2 is rounded to 8 bits.
+    np.testing.assert_allclose(out - x, expected, atol=1e-4, rtol=1e-2)
+
+
+def test_scan_over_layers_is_the_loop_over_layers(key):
+    def build(rngs):
+        return layers.Block(16, 4, 2, rngs=rngs, dtype=jnp.float32)
+
+    graph, state = nnx.split(layers.stack_blocks(build, 3, rngs=nnx.Rngs(key)))
+    state = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(key, leaf.shape), state)
+    x, c = jax.random.normal(key, (2, 5, 16)), jax.random.normal(key, (2, 16))
+
+    def scanned(state):
+        return layers.run_blocks(nnx.merge(graph, state), x, c, remat=False)
+
+    def looped(state):
+        h = x
+        for i in range(3):
+            h = nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], state))(h, c)
+        return h
+
+    np.testing.assert_allclose(
+        jax.jit(scanned)(state), jax.jit(looped)(state), rtol=1e-5, atol=1e-5
+    )
+    gradients = [
+        jax.tree.leaves(jax.jit(jax.grad(lambda s, f=f: (f(s) ** 2).mean()))(state))
+        for f in (scanned, looped)
+    ]
+    for one, other in zip(*gradients):
+        scale = np.abs(other).max()  # float32 against the largest gradient of the array
+        np.testing.assert_allclose(one / scale, other / scale, atol=1e-5)
