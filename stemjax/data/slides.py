@@ -203,7 +203,7 @@ def _whole_counts(slide: Slide) -> scipy.sparse.csr_array:
         _refuse_counts(slide, counts, negative, "negative")
     if (large := data > high).any():
         _refuse_counts(slide, counts, large, f"above {high:,}")
-    result = scipy.sparse.csr_array(counts.astype(np.int32), copy=True)
+    result = scipy.sparse.csr_array(counts.astype(np.int32))  # astype copies
     result.sum_duplicates()
     result.eliminate_zeros()
     return result

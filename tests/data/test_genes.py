@@ -93,7 +93,9 @@ def test_variable_genes_do_not_depend_on_empty_spots_and_genes():
 def test_variable_genes_leave_out_what_does_not_vary():
     counts = np.tile([5, 5, 5, 5], (12, 1))
     counts[:, 1:3] = np.random.default_rng(0).permutation(np.arange(12))[:, None] + [0, 1]
-    counts[:, 3] = 100 - counts.sum(axis=1)  # equal totals: gene 0 is constant when scaled
+    counts[:, 3] = 100 - counts.sum(axis=1)
+    # Totals of 100 t: gene 0 is constant when scaled, but for rounding.
+    counts = counts * np.array([1, 2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31])[:, None]
     found = genes.variable_genes(make_slide(counts), 4)
     assert "G0000" not in found
     assert len(found) == 3
@@ -142,6 +144,10 @@ def test_panel_where_two_genes_enter_together():
     chosen = {n: genes.select_panel([slide], n_genes=n) for n in (1, 2, 3)}
     assert [chosen[n].genes for n in (1, 2, 3)] == [("CC",), ("AA", "CC"), ("AA", "BB", "CC")]
     assert ["k=2" in chosen[1].rule, "k=3" in chosen[2].rule] == [True, True]
+    # And with AA 9 +- 1, BB 4 +- 4, CC 10 +- 3: AA's better rank is 1, BB's is 0, so BB goes first.
+    table["AA"], table["CC"] = [8, 10], [7, 13]
+    other = make_slide(table.to_numpy().repeat(3, axis=0), list(table.columns))
+    assert genes.select_panel([other], n_genes=2).genes == ("BB", "CC")
     with pytest.raises(errors.GenePanelError, match="S1.*at least 4.*found 3.*MT.*fewer genes"):
         genes.select_panel([slide], n_genes=4)
 
@@ -286,6 +292,8 @@ def test_standardisation_in_blocks(monkeypatch):
     whole = genes.Standardisation.fit(x)
     monkeypatch.setattr(genes, "_CHUNK", 100)
     blocks = genes.Standardisation.fit(x)
+    # A constant that sums inexactly leaves a deviation of rounding, which is no deviation.
+    assert genes.Standardisation.fit(np.full((1001, 1), 0.1)).std.tolist() == [1.0]
     np.testing.assert_allclose(blocks.std, x.std(axis=0), rtol=1e-6)  # float32
     np.testing.assert_array_equal(blocks.mean, whole.mean)
 

@@ -1,0 +1,141 @@
+"""The whole way through, offline, on drawn sections whose law is known.
+
+Sections are drawn, embedded, trained on, sampled and scored. Since the law that the counts follow
+is known, the scores stand beside the exact conditional mean: the best that any model can do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from stemjax import config, errors, tasks
+from stemjax.data import drawing as draw
+from stemjax.data import genes, prepare, records, slides, synthetic
+from stemjax.train import checkpoint, loop, writers
+
+TRAIN, VAL, TEST = ("drawn-1", "drawn-2", "drawn-3"), "drawn-4", "drawn-5"
+SPOTS = 320
+LAW = synthetic.Law(seed=7)
+EXACT = "exact conditional mean"
+
+type Progress = Callable[[int, int, str], None]
+
+
+def default_config() -> Any:
+    """Returns the demo's experiment, sized for two CPU cores (also ``configs/stem_demo.py``)."""
+    c = config.default_config()
+    c.name = "stem_demo"
+    c.data.test, c.data.val = TEST, VAL
+    c.model.width, c.model.depth, c.model.heads = 48, 3, 4
+    c.diffusion.noise_mean, c.diffusion.noise_std = 0.0, 1.4
+    c.diffusion.mean_fraction = 0.25
+    c.optim.learning_rate, c.optim.schedule, c.optim.warmup = 2e-3, "cosine", 100
+    c.optim.weight_decay, c.optim.ema = 0.05, 0.995
+    c.train.batch, c.train.accumulate, c.train.steps = 128, 8, 1500
+    c.train.validate_every = c.train.save_every = 250
+    return c
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sections:
+    """Drawn sections and what is known about them.
+
+    Attributes:
+      slides: the sections by id.
+      states: the tissue state of each spot, [l k], by id.
+    """
+
+    slides: dict[str, slides.Slide]
+    states: dict[str, np.ndarray]
+
+
+def draw_sections(progress: Progress | None = None) -> Sections:
+    """Returns the demo's five sections, each of a patient of its own."""
+    made, states, names = {}, {}, (*TRAIN, VAL, TEST)
+    for number, name in enumerate(names):
+        if progress:
+            progress(number, len(names), "drawing sections")
+        made[name], states[name] = draw.draw_section(
+            LAW, seed=100 + number, id=name, patient=f"P{number + 1}", n_spots=SPOTS
+        )
+    return Sections(slides=made, states=states)
+
+
+def run(
+    out: pathlib.Path,
+    *,
+    progress: Progress | None = None,
+    outputs: Callable[[int], writers.Writer] | None = None,
+    experiment: config.Experiment | None = None,
+    workers: int = 2,
+) -> str:
+    """Runs the demo into ``out`` and returns the text that the command prints.
+
+    Writes ``prediction.h5ad``, ``metrics.json`` and ``figures/*.png``, beside the records and the
+    run they came from.
+
+    Args:
+      out: folder; a run that was cut short goes on where it stopped.
+      progress: called with (done, total, what).
+      outputs: makes a metrics writer for the training, given its number of steps.
+      experiment: another experiment than `default_config`.
+      workers: processes that embed patches.
+
+    Raises:
+      RecordsError, CheckpointMismatchError: ``out`` holds something else.
+    """
+    from stemjax.eval import evaluate, plots, predict
+
+    if out.exists() and not out.is_dir():
+        raise errors.RecordsError(f"{out} is a file", expected="a folder", fix="use another --out")
+    experiment = experiment or config.resolve(default_config())
+    sections = draw_sections(progress)
+    source = prepare.prepare(
+        sections.slides.__getitem__,
+        tuple(sections.slides),
+        out / "records",
+        test=(TEST,),
+        genes=genes.Panel(genes=LAW.genes, rule="all genes of the drawn law", slides=()),
+        workers=workers,
+        progress=progress,
+    )
+    line = outputs(experiment.train.steps) if outputs else None
+    try:
+        loop.train(experiment, source, out / "run", outputs=[line] if line else [])
+    finally:
+        if line:
+            line.close()
+    trained = checkpoint.load(out / "run")
+    prediction = predict.predict_slide(
+        trained, source, TEST, tasks.Sampling(mode="draws"), progress=progress
+    )
+    mean = predict.predict_slide(trained, source, TEST, tasks.Sampling(mode="mean"))
+    exact = mean.copy()
+    exact.X = _exact_mean(sections, source).astype(np.float32)
+    predict.write(prediction, out / "prediction.h5ad")
+    found = evaluate.evaluate(
+        prediction, source, compare={"mean, 1 evaluation": mean, EXACT: exact}
+    )
+    evaluate.write_metrics(found, out / "metrics.json")
+    made = plots.write_figures(prediction, source, out / "figures", gene="SYNM01")
+    return "\n".join(
+        [
+            evaluate.table(found),
+            "",
+            f"The last row is the best that any model can do on {TEST}: the law is known.",
+            *(f"wrote {path}" for path in (out / "prediction.h5ad", out / "metrics.json", *made)),
+        ]
+    )
+
+
+def _exact_mean(sections: Sections, source: records.Records) -> np.ndarray:
+    """Returns E[log2(count + 1) | state] of the test section, rows and columns as the records'."""
+    table = source.load((TEST,))
+    place = {barcode: row for row, barcode in enumerate(sections.slides[TEST].barcodes)}
+    rows = [place[barcode] for barcode in table.barcodes]
+    return LAW.conditional_mean(sections.states[TEST])[np.ix_(rows, LAW.columns(source.genes))]

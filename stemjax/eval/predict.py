@@ -1,0 +1,184 @@
+"""Prediction of a slide: records and a checkpoint in, AnnData out.
+
+The AnnData has the slots that scanpy and squidpy users look in: X is the mean in the value space
+(say log2(count + 1)), ``layers["stemjax_std"]`` the spread of the draws,
+``obsm["stemjax_draws"]`` the draws, ``obsm["spatial"]`` spot centres in full-resolution pixels,
+``uns["spatial"]`` the H&E, and ``uns["stemjax"]`` everything needed to repeat the prediction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stemjax import __version__, errors, tasks
+from stemjax.data import records
+from stemjax.train import checkpoint
+
+if TYPE_CHECKING:
+    import anndata
+
+DRAWS = "stemjax_draws"
+STD = "stemjax_std"
+IMAGE = "downscaled_fullres"
+
+
+def require_fit(trained: checkpoint.Trained, source: records.Records) -> None:
+    """Checks that records hold what a model takes.
+
+    Raises:
+      EncoderMismatchError: the embeddings are of another encoder or geometry.
+      GenePanelError: the records hold another panel, or the same genes in another order.
+    """
+    card = trained.card
+    source.contract.require_same(card.contract, where="the records and the checkpoint")
+    ours, theirs = tuple(card.space.genes), tuple(source.genes)
+    if ours != theirs:
+        missing = [gene for gene in ours if gene not in set(theirs)]
+        raise errors.GenePanelError(
+            "the checkpoint and the records have different gene panels",
+            expected=f"the checkpoint's {len(ours)} genes in their order",
+            found=f"{len(theirs)} genes, without {', '.join(missing[:5])}"
+            if missing
+            else f"{len(theirs)} genes in another order or number",
+            fix="prepare the records with --genes and the checkpoint's list",
+        )
+
+
+def predict_slide(
+    trained: checkpoint.Trained,
+    source: records.Records,
+    slide: str,
+    sampling: tasks.Sampling,
+    *,
+    seed: int = 0,
+    rows: int = 256,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> anndata.AnnData:
+    """Returns the predicted expression of a slide.
+
+    Args:
+      trained: weights and what they mean.
+      source: records that hold the slide's embeddings.
+      slide: its id.
+      sampling: mode, sampler, steps and draws.
+      seed: randomness is a function of (seed, slide, barcode).
+      rows: (spot, draw) pairs on the device at a time; changes memory and speed, not results.
+      progress: called with spots done, spots in all, and the slide.
+
+    Raises:
+      RecordsError: the records lack the slide, or are damaged.
+      EncoderMismatchError, GenePanelError: the records do not fit the model.
+    """
+    import anndata
+    import pandas as pd
+
+    require_fit(trained, source)
+    info, card, table = source.require(slide), trained.card, source.load((slide,))
+    cond = card.space.encode_condition(table.embeddings[:, 0])
+    predict = tasks.make_predictor(card.make_task(), sampling, rows=rows)
+    draws = card.space.values(
+        predict(trained.params, cond, tasks.row_keys(seed, table), progress=progress)
+    )
+    result = anndata.AnnData(
+        X=draws.mean(axis=0).astype(np.float32),
+        obs=pd.DataFrame(
+            {
+                "in_tissue": 1,
+                "array_row": table.array_xy[:, 1],
+                "array_col": table.array_xy[:, 0],
+            },
+            index=pd.Index(list(table.barcodes)),
+        ),
+        var=pd.DataFrame(index=pd.Index(list(card.space.genes))),
+    )
+    if sampling.mode == "draws":
+        result.layers[STD] = draws.std(axis=0, ddof=1 if len(draws) > 1 else 0).astype(np.float32)
+        result.obsm[DRAWS] = np.ascontiguousarray(draws.transpose(1, 0, 2), dtype=np.float32)
+    result.obsm["spatial"] = np.asarray(table.pixel_xy, np.float64)
+    factors = {
+        "spot_diameter_fullres": info.spot_diameter_um / info.mpp,
+        "microns_per_pixel": info.mpp,
+    }
+    images = {}
+    if info.thumbnail_scale is not None:
+        images[IMAGE], factors[f"tissue_{IMAGE}_scalef"] = source.thumbnail(slide)
+    result.uns["spatial"] = {slide: {"images": images, "scalefactors": factors}}
+    result.uns["stemjax"] = provenance(trained, info, sampling, seed)
+    return result
+
+
+def provenance(
+    trained: checkpoint.Trained, info: records.SlideInfo, sampling: tasks.Sampling, seed: int
+) -> dict[str, Any]:
+    """Returns ``uns["stemjax"]``: plain values that say how a prediction was made."""
+    card = trained.card
+    return {
+        "slide": info.id,
+        "patient": info.patient or "",
+        "mode": sampling.mode,
+        "sampler": sampling.sampler if sampling.mode != "mean" else "",
+        "steps": sampling.steps if sampling.mode != "mean" else 0,
+        "n_draws": sampling.draws if sampling.mode != "mean" else 0,
+        "antithetic": sampling.antithetic or sampling.mode == "pair",
+        "eta": sampling.eta,
+        "sigma_min": sampling.sigma_min,
+        "sigma_max": sampling.sigma_max,
+        "rho": sampling.rho,
+        "seed": seed,
+        "value_space": card.space.transform,
+        "evaluations_per_spot": sampling.evaluations,
+        "train_slides": list(card.split["train"]),
+        "val_slides": list(card.split["val"]),
+        "test_slides": list(card.split["test"]),
+        "split_kind": card.split["kind"],
+        "checkpoint_step": trained.step,
+        "weights": trained.weights,
+        "stemjax_version": __version__,
+        "model": json.dumps(card.to_json()),
+        "notice": "Research use only. Not for clinical or diagnostic use.",
+    }
+
+
+def write(prediction: anndata.AnnData, path: str | pathlib.Path) -> None:
+    """Writes an h5ad file, whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        prediction.write_h5ad(partial, compression="gzip")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: str | pathlib.Path) -> anndata.AnnData:
+    """Returns the AnnData of a prediction file.
+
+    Raises:
+      PredictionError: there is none, it is damaged, or stemjax did not write it.
+    """
+    import anndata
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.PredictionError(
+            f"no prediction at {path}", expected="an .h5ad that `stemjax predict -o` wrote"
+        )
+    try:
+        result = anndata.read_h5ad(path)
+    except Exception as error:
+        raise errors.PredictionError(
+            f"{path} cannot be read ({type(error).__name__}: {error})",
+            fix="copy the file again, or predict again",
+        ) from error
+    if "stemjax" not in result.uns:
+        raise errors.PredictionError(
+            f"{path} is not a prediction", expected="uns['stemjax']", found="none"
+        )
+    return result

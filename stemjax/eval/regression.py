@@ -1,0 +1,68 @@
+"""The same backbone as plain regression: the baseline that a diffusion model's mean must meet.
+
+With every row of every batch trained as the mean token (mean_fraction = 1) the Stem task is mean
+squared error regression from the embedding, with the same network, optimiser, data order and
+number of updates. So the row costs no second trainer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from stemjax import config, tasks
+from stemjax.data import records
+from stemjax.eval import predict
+from stemjax.train import checkpoint, loop, writers
+
+if TYPE_CHECKING:
+    import anndata
+
+ROW = "regression backbone"
+
+
+def as_regression(experiment: config.Experiment) -> config.Experiment:
+    """Returns the experiment with the diffusion loss replaced by plain regression."""
+    return dataclasses.replace(
+        experiment,
+        name=f"{experiment.name}_regression",
+        diffusion=dataclasses.replace(experiment.diffusion, mean_fraction=1.0),
+    )
+
+
+def backbone_row(
+    prediction: anndata.AnnData,
+    source: records.Records,
+    choice: str,
+    *,
+    default_workdir: pathlib.Path,
+    line: Callable[[int], writers.Writer] | None = None,
+) -> dict[str, anndata.AnnData]:
+    """Returns the regression's prediction of the same slide under its row's name.
+
+    Args:
+      prediction: the model's prediction; its card says what to train.
+      source: records of the training slides and of the slide predicted.
+      choice: ``train`` (into ``default_workdir``, going on where it stopped), ``none``, or the
+        workdir of a run.
+      default_workdir: where ``train`` puts the run.
+      line: makes a writer that shows the training, given its number of steps.
+    """
+    if choice == "none":
+        return {}
+    workdir = pathlib.Path(choice)
+    if choice == "train":
+        card = checkpoint.Card.from_json(json.loads(prediction.uns["stemjax"]["model"]))
+        experiment, workdir = as_regression(card.experiment), default_workdir
+        output = line(experiment.train.steps) if line else None
+        try:
+            loop.train(experiment, source, workdir, outputs=[output] if output else [])
+        finally:
+            if output:
+                output.close()
+    trained = checkpoint.load(workdir)
+    slide = str(prediction.uns["stemjax"]["slide"])
+    return {ROW: predict.predict_slide(trained, source, slide, tasks.Sampling(mode="mean"))}

@@ -1,0 +1,315 @@
+"""Checkpoints: orbax for the arrays, JSON for everything needed to use them.
+
+A workdir holds::
+
+    config.json          the experiment
+    checkpoints/<step>/  state (weights, EMA, optimiser, step) and model.json's content
+    best/<step>/         EMA with the lowest validation error, same content
+    metrics.jsonl, tensorboard/
+
+Nothing here executes what a checkpoint says: the experiment inside is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from stemjax import config, errors, mesh, tasks
+from stemjax.data import embeddings, space
+from stemjax.train import state as states
+from stemjax.typing import Params
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a set of weights means: stored as JSON inside every checkpoint.
+
+    Attributes:
+      experiment: the run's configuration.
+      space: genes, transform and standardisations.
+      contract: the encoder whose embeddings the model takes.
+      split: train, val and test slides, and what kind of test that is.
+      panel: how the genes were chosen, and on which slides.
+      versions: stemjax, jax and flax.
+    """
+
+    experiment: config.Experiment
+    space: space.Space
+    contract: embeddings.EncoderContract
+    split: dict[str, Any]
+    panel: dict[str, Any]
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {
+            "format": FORMAT,
+            "experiment": config.as_json(self.experiment),
+            "space": self.space.to_json(),
+            "contract": self.contract.to_json(),
+            "split": self.split,
+            "panel": self.panel,
+            "versions": self.versions,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Card:
+        """Returns the card that `to_json` wrote.
+
+        Raises:
+          CheckpointError: another format, or a part is missing.
+        """
+        if values.get("format") != FORMAT:
+            raise errors.CheckpointError(
+                "checkpoint format",
+                expected=str(FORMAT),
+                found=repr(values.get("format")),
+                fix="use the stemjax version that wrote it",
+            )
+        try:
+            return cls(
+                experiment=config.resolve(values["experiment"]),
+                space=space.Space.from_json(values["space"]),
+                contract=embeddings.EncoderContract.from_json(values["contract"]),
+                split=values["split"],
+                panel=values["panel"],
+                versions=values["versions"],
+            )
+        except KeyError as error:
+            raise errors.CheckpointError(
+                "checkpoint card", expected=f"a part named {error}", found="none"
+            ) from error
+
+    def make_task(self) -> tasks.StemTask:
+        """Returns the task that the weights belong to."""
+        return config.make_task(
+            self.experiment, genes=len(self.space.genes), condition=self.contract.width
+        )
+
+
+def _manager(folder: pathlib.Path, *, keep: int, read_only: bool = False) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=not read_only,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+        ),
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Use as a context manager: leaving it waits for what is being written.
+
+    Args:
+      workdir: the run's folder; made if absent.
+      card: what the weights mean.
+
+    Raises:
+      CheckpointMismatchError: the workdir belongs to another configuration or other data.
+    """
+
+    def __init__(self, workdir: pathlib.Path, card: Card) -> None:
+        self.workdir, self.card = workdir, card
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._require_same_run()
+        self._steps = _manager(workdir / "checkpoints", keep=card.experiment.train.keep)
+        self._best = _manager(workdir / "best", keep=1)
+
+    def _require_same_run(self) -> None:
+        path, ours = self.workdir / "config.json", self.card.to_json()
+        ours.pop("versions")
+        if not path.exists():
+            partial = path.with_name(path.name + ".tmp")
+            partial.write_text(json.dumps(ours, indent=1))
+            os.replace(partial, path)
+            return
+        try:
+            theirs = json.loads(path.read_text())
+        except ValueError as error:
+            raise errors.CheckpointMismatchError(
+                f"{path} is not JSON ({error})", fix="use another --workdir"
+            ) from error
+        ours = json.loads(json.dumps(ours))
+        lines = config.differences(theirs, ours)
+        if lines:
+            shown = "; ".join(line if len(line) < 160 else line[:157] + "..." for line in lines[:5])
+            raise errors.CheckpointMismatchError(
+                f"workdir {self.workdir} belongs to another run",
+                expected="the same configuration and data",
+                found=shown + (f"; and {len(lines) - 5} more" if len(lines) > 5 else ""),
+                fix="use another --workdir, or the configuration that it was started with",
+            )
+
+    def latest(self) -> int | None:
+        """Returns the newest step that was committed, or None."""
+        return self._steps.latest_step()
+
+    def save(self, state: states.TrainState, step: int) -> None:
+        """Begins to write the state; orbax copies it before this returns."""
+        if self._steps.latest_step() == step:
+            return
+        self._steps.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), card=ocp.args.JsonSave(self.card.to_json())
+            ),
+        )
+
+    def save_best(self, ema: Params, step: int, metrics: dict[str, float]) -> None:
+        """Writes the EMA with the best validation so far, and its metrics."""
+        self._best.save(
+            step,
+            args=ocp.args.Composite(
+                ema=ocp.args.StandardSave(ema),
+                card=ocp.args.JsonSave(self.card.to_json()),
+                metrics=ocp.args.JsonSave(metrics),
+            ),
+        )
+
+    def best_metrics(self) -> dict[str, float] | None:
+        """Returns the metrics of the best EMA so far, or None."""
+        step = self._best.latest_step()
+        if step is None:
+            return None
+        args = ocp.args.Composite(metrics=ocp.args.JsonRestore())
+        return self._best.restore(step, args=args)["metrics"]
+
+    def restore(self, like: states.TrainState, layout: mesh.Layout) -> states.TrainState:
+        """Returns the newest state, laid out as ``layout`` says.
+
+        Raises:
+          CheckpointError: it cannot be read.
+        """
+        step = self.latest()
+        abstract = _abstract(like, layout)
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            return self._steps.restore(step, args=args)["state"]
+        except Exception as error:
+            raise _damaged(self.workdir / "checkpoints" / str(step), error) from error
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for manager in (self._steps, self._best):
+            manager.wait_until_finished()
+            manager.close()
+
+
+def _damaged(folder: pathlib.Path, error: Exception) -> errors.CheckpointError:
+    return errors.CheckpointError(
+        f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})",
+        fix="delete that step to go on from an older one",
+    )
+
+
+def _abstract(like: Any, layout: mesh.Layout) -> Any:
+    shapes = jax.eval_shape(lambda: like) if not _is_abstract(like) else like
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        shapes,
+        layout.shardings(shapes),
+    )
+
+
+def _is_abstract(tree: Any) -> bool:
+    return all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Weights that predict, and what they mean.
+
+    Attributes:
+      params: the EMA.
+      card: configuration, space, encoder contract and split.
+      step: updates behind the weights.
+      weights: ``best`` or ``last``.
+    """
+
+    params: Params
+    card: Card
+    step: int
+    weights: str
+
+
+@contextlib.contextmanager
+def _opened(folder: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
+    manager = _manager(folder, keep=1, read_only=True)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def load(workdir: str | pathlib.Path, *, weights: str = "auto") -> Trained:
+    """Returns the weights of a workdir: the best EMA where validation chose one, else the last.
+
+    Args:
+      workdir: folder that `stemjax train` wrote.
+      weights: ``best``, ``last``, or ``auto``.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+      ConfigError: ``weights`` is none of the three.
+    """
+    workdir = pathlib.Path(workdir)
+    if weights not in ("auto", "best", "last"):
+        raise errors.ConfigError("weights", expected="auto, best or last", found=repr(weights))
+    order = {"auto": ("best", "checkpoints"), "best": ("best",), "last": ("checkpoints",)}[weights]
+    for name in order:
+        folder = workdir / name
+        if not folder.is_dir():
+            continue
+        with _opened(folder) as manager:
+            step = manager.latest_step()
+            if step is None:
+                continue
+            try:
+                return _read(manager, step, best=name == "best")
+            except errors.StemjaxError:
+                raise
+            except Exception as error:
+                raise _damaged(folder / str(step), error) from error
+    raise errors.CheckpointError(
+        f"no {'' if weights == 'auto' else weights + ' '}checkpoint in {workdir}",
+        expected="a folder that `stemjax train --workdir` wrote",
+        found="nothing"
+        if not workdir.is_dir()
+        else ", ".join(sorted(os.listdir(workdir))) or "nothing",
+    )
+
+
+def _read(manager: ocp.CheckpointManager, step: int, *, best: bool) -> Trained:
+    values = manager.restore(step, args=ocp.args.Composite(card=ocp.args.JsonRestore()))["card"]
+    card = Card.from_json(values)
+    task, layout = card.make_task(), mesh.make_layout(jax.local_devices()[:1])
+    if best:
+        abstract = _abstract(jax.eval_shape(task.init, jax.random.key(0)), layout)
+        args = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract))
+        params = manager.restore(step, args=args)["ema"]
+    else:
+        optimizer = states.make_optimizer(card.experiment.optim, card.experiment.train.steps)
+        like = jax.eval_shape(
+            lambda key: states.init_state(task, optimizer, key), jax.random.key(0)
+        )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like, layout)))
+        params = manager.restore(step, args=args)["state"].ema
+    return Trained(params=params, card=card, step=step, weights="best" if best else "last")

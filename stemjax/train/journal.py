@@ -1,0 +1,105 @@
+"""A run's journal: when metrics are fetched, how fast the loop is, and when it must stop."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+
+from stemjax import config, errors
+from stemjax.train import writers
+
+
+class Journal:
+    """Takes a step's metrics on the device, and hands them to the writers one step later.
+
+    Fetching at once would make the host wait for the step, and the device then for the host.
+    Compilation, validation and saving are not in the rates.
+
+    Args:
+      outputs: where numbers go.
+      cfg: length and rhythm of the run.
+      saved: returns the newest step that was saved, or None.
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[writers.Writer],
+        cfg: config.Train,
+        saved: Callable[[], int | None],
+    ) -> None:
+        self._outputs, self._cfg, self._saved = outputs, cfg, saved
+        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._total, self._since = 0.0, None
+        self._mark, self._mark_step = 0.0, 0
+        self.compile_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in the loop so far, pauses apart."""
+        return self._total + (time.perf_counter() - self._since if self._since else 0.0)
+
+    @contextlib.contextmanager
+    def compiling(self, step: int) -> Iterator[None]:
+        """Measures compilation, and starts the loop's clock after it at ``step``."""
+        started = time.perf_counter()
+        yield
+        self._since = time.perf_counter()
+        self.compile_seconds = self._since - started
+        self._mark, self._mark_step = 0.0, step
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock."""
+        self._total, self._since = self.seconds, None
+        yield
+        self._since = time.perf_counter()
+
+    def note(self, step: int, measured: Mapping[str, jax.Array]) -> None:
+        """Keeps a step's metrics, still on the device, for `flush`."""
+        self._pending = (step, measured)
+
+    def flush(self) -> None:
+        """Writes the metrics kept, with steps/s, spots/s and the time left.
+
+        Raises:
+          NonFiniteError: an update up to then was not finite.
+        """
+        if self._pending is None:
+            return
+        (step, measured), self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(dict(measured)).items()}
+        skipped = int(values.pop("skipped"))
+        now = self.seconds
+        rate = (step - self._mark_step) / max(now - self._mark, 1e-9)
+        self._mark, self._mark_step = now, step
+        values["steps_per_second"] = rate
+        values["spots_per_second"] = rate * self._cfg.batch
+        values["eta_seconds"] = (self._cfg.steps - step) / rate
+        self.write(step, values)
+        self.require_finite(step, skipped)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Hands numbers of a step to every writer."""
+        for output in self._outputs:
+            output.write_scalars(step, values)
+
+    def require_finite(self, step: int, skipped: int) -> None:
+        """Stops a run whose updates are not finite.
+
+        Raises:
+          NonFiniteError: ``skipped`` is not 0.
+        """
+        if not skipped:
+            return
+        saved = self._saved()
+        raise errors.NonFiniteError(
+            f"{skipped} update(s) up to step {step} were not applied",
+            expected="a finite loss and gradient",
+            found="NaN or infinity",
+            fix=("" if saved is None else f"step {saved} is saved and whole; ")
+            + "lower config.optim.learning_rate, or look for values that are not finite in the "
+            "records",
+        )

@@ -1,0 +1,268 @@
+"""The loop: from an experiment and its records to a checkpoint that predicts.
+
+Order of things in a step, which resuming relies on: batch of step k -> update -> k + 1 ->
+metrics, validation and checkpoint of step k + 1. Metrics are fetched when the next step has
+already been handed to the device, so that logging does not stall it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import optax
+
+from stemjax import __version__, config, errors, mesh, tasks
+from stemjax.data import pipeline, records, space, splits
+from stemjax.eval import metrics as scores
+from stemjax.train import checkpoint, writers
+from stemjax.train import journal as journals
+from stemjax.train import state as states
+from stemjax.train import step as steps
+from stemjax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      workdir: its folder.
+      step: updates done.
+      best: validation metrics of the best EMA with its step, or None without validation.
+      seconds: time in the loop, compilation and restoring apart.
+      compile_seconds: time to compile the step.
+    """
+
+    workdir: pathlib.Path
+    step: int
+    best: dict[str, float] | None
+    seconds: float
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Material:
+    """Data of a run, laid out for it: what `gather` returns."""
+
+    card: checkpoint.Card
+    view: pipeline.View
+    schedule: pipeline.Schedule
+    val: records.Table | None
+
+
+def gather(experiment: config.Experiment, source: records.Records) -> Material:
+    """Returns the view, the schedule and the card of an experiment on given records.
+
+    Raises:
+      SplitError: slides held out that the records lack, or on which the panel was chosen.
+    """
+    split = splits.make_split(
+        source.patients,
+        test=experiment.test_slides,
+        val=experiment.val_slides,
+    )
+    seen = split.seen_by_panel(source.panel.slides)
+    if seen and not experiment.data.allow_seen_panel:
+        raise errors.SplitError(
+            f"test slide {', '.join(seen)}",
+            expected="a gene panel chosen without it",
+            found=f"a panel chosen on {', '.join(source.panel.slides)}",
+            fix=f"run `stemjax prepare --test {','.join(split.test)}` into another folder, or set "
+            "config.data.allow_seen_panel=True and say so beside the result",
+        )
+    fitted = space.Space.fit(
+        source.tables(split.train),
+        genes=source.genes,
+        transform=experiment.data.transform,
+        standardise_expression=experiment.data.standardise_expression,
+        standardise_condition=experiment.data.standardise_condition,
+    )
+    card = checkpoint.Card(
+        experiment=experiment,
+        space=fitted,
+        contract=source.contract,
+        split={
+            "train": list(split.train),
+            "val": list(split.val),
+            "test": list(split.test),
+            "kind": split.kind,
+            "digests": {name: source.slides[name].digest for name in (*split.train, *split.val)},
+        },
+        panel=source.panel.to_json(),
+        versions={
+            "stemjax": __version__,
+            **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+        },
+    )
+    return Material(
+        card=card,
+        view=pipeline.choose_view(source, split.train, fitted, residence=experiment.data.residence),
+        schedule=pipeline.Schedule(
+            n=sum(source.slides[name].n_spots for name in split.train),
+            batch=experiment.train.batch,
+            seed=experiment.seed,
+            variants=source.variants if experiment.data.augment else 1,
+        ),
+        val=source.load(split.val) if split.val else None,
+    )
+
+
+def make_validate(
+    card: checkpoint.Card, task: tasks.Task, table: records.Table
+) -> Callable[[Params], dict[str, float]]:
+    """Returns ``validate(ema) -> {"val_mse", "val_mae", "val_pcc"}`` on the table's spots.
+
+    The prediction is the conditional mean of the original view: one evaluation a spot, or one
+    antithetic pair where no mean token is trained. Errors are in the transform's space, PCC is
+    the mean over genes.
+    """
+    has_mean = card.experiment.diffusion.mean_fraction > 0
+    predict = tasks.make_predictor(
+        task, tasks.Sampling(mode="mean" if has_mean else "pair"), rows=256
+    )
+    cond = card.space.encode_condition(table.embeddings[:, 0])
+    keys = tasks.row_keys(card.experiment.seed, table)
+    truth = card.space.forward(table.counts, table.total)
+
+    def validate(ema: Params) -> dict[str, float]:
+        values = card.space.values(predict(ema, cond, keys).mean(axis=0))
+        pcc = scores.pcc_per_gene(values, truth, table.mask)
+        return {
+            "val_mse": scores.mse(values, truth, table.mask),
+            "val_mae": scores.mae(values, truth, table.mask),
+            "val_pcc": float(np.nanmean(pcc)),
+        }
+
+    return validate
+
+
+def train(
+    experiment: config.Experiment,
+    source: records.Records,
+    workdir: str | pathlib.Path,
+    *,
+    outputs: Sequence[writers.Writer] = (),
+    layout: mesh.Layout | None = None,
+    stop_at: int | None = None,
+) -> Result:
+    """Trains until ``experiment.train.steps`` updates are done, going on where the workdir stopped.
+
+    Args:
+      experiment: what to train.
+      source: records of the slides.
+      workdir: folder for checkpoints, metrics and the configuration.
+      outputs: further places for metrics (a progress line, say); JSONL and TensorBoard are
+        always written.
+      layout: devices; all of this machine's by default.
+      stop_at: leave after this many updates in all, as an interrupted run would.
+
+    Raises:
+      SplitError: slides held out do not fit the records or the panel.
+      CheckpointMismatchError: the workdir belongs to another run.
+      NonFiniteError: an update was not finite; the last checkpoint is from before it.
+    """
+    workdir = pathlib.Path(workdir)
+    layout = layout or mesh.make_layout()
+    material = gather(experiment, source)
+    task = material.card.make_task()
+    optimizer = states.make_optimizer(experiment.optim, experiment.train.steps)
+    with checkpoint.Checkpoints(workdir, material.card) as checkpoints:
+        state = _start(task, optimizer, checkpoints, layout, experiment.seed)
+        files: list[writers.Writer] = [
+            writers.JsonLines(workdir / "metrics.jsonl", resume_step=int(state.step)),
+            writers.TensorBoard(workdir / "tensorboard"),
+        ]
+        try:
+            journal = journals.Journal([*files, *outputs], experiment.train, checkpoints.latest)
+            last = min(experiment.train.steps, stop_at or experiment.train.steps)
+            return _loop(material, task, optimizer, checkpoints, state, layout, journal, last)
+        finally:
+            for file in files:
+                file.close()
+
+
+def _start(
+    task: tasks.Task,
+    optimizer: optax.GradientTransformation,
+    checkpoints: checkpoint.Checkpoints,
+    layout: mesh.Layout,
+    seed: int,
+) -> states.TrainState:
+    def init(key: jax.Array) -> states.TrainState:
+        return states.init_state(task, optimizer, key)
+
+    key = jax.random.key(seed)
+    abstract = jax.eval_shape(init, key)
+    if checkpoints.latest() is not None:
+        return checkpoints.restore(abstract, layout)
+    # Initialised under jit with the layout's shardings: never whole on one device.
+    return jax.jit(init, out_shardings=layout.shardings(abstract))(key)
+
+
+def _loop(
+    material: Material,
+    task: tasks.Task,
+    optimizer: optax.GradientTransformation,
+    checkpoints: checkpoint.Checkpoints,
+    state: states.TrainState,
+    layout: mesh.Layout,
+    journal: journals.Journal,
+    last: int,
+) -> Result:
+    experiment = material.card.experiment
+    cfg, first = experiment.train, int(state.step)
+    best = checkpoints.best_metrics()
+    validate = None
+    if material.val is not None and cfg.validate_every:
+        validate = make_validate(material.card, task, material.val)
+    step = steps.make_train_step(
+        task,
+        optimizer,
+        ema=experiment.optim.ema,
+        seed=experiment.seed,
+        accumulate=cfg.accumulate,
+    )
+    batches = material.view.batches(
+        material.schedule,
+        first,
+        last,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    update = None
+    for number, host in enumerate(batches, start=first + 1):
+        batch = layout.put(host)
+        if update is None:
+            with journal.compiling(first):
+                update = steps.compile_step(step, state, batch, layout)
+        state, measured = update(state, batch)
+        journal.flush()  # metrics of the step before, now that this one is under way
+        if number % cfg.log_every == 0 or number == last:
+            journal.note(number, measured)
+        to_save = number % cfg.save_every == 0 or number == last
+        to_validate = validate is not None and (number % cfg.validate_every == 0 or number == last)
+        if not (to_save or to_validate):
+            continue
+        journal.flush()
+        journal.require_finite(number, int(states.skipped(state)))
+        with journal.paused():
+            if to_validate and validate is not None:
+                found = validate(state.ema)
+                journal.write(number, found)
+                if best is None or found["val_mse"] < best["val_mse"]:
+                    best = {"step": float(number), **found}
+                    checkpoints.save_best(state.ema, number, best)
+            if to_save:
+                checkpoints.save(state, number)
+    return Result(
+        workdir=checkpoints.workdir,
+        step=max(first, last),
+        best=best,
+        seconds=journal.seconds,
+        compile_seconds=journal.compile_seconds,
+    )

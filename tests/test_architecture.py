@@ -1,0 +1,186 @@
+"""The house keeps its walls: layers, lazy imports, file sizes, no unsafe loaders."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "stemjax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# The first matching prefix gives the layer. Rooms of layer 1 do not import each other.
+LAYERS = [
+    ("stemjax.typing", 0),
+    ("stemjax.errors", 0),
+    ("stemjax.diffusion", 1),
+    ("stemjax.models", 1),
+    ("stemjax.data", 1),
+    ("stemjax.mesh", 1),
+    ("stemjax.eval.metrics", 1),
+    ("stemjax.tasks", 2),
+    ("stemjax.eval.baselines", 2),
+    ("stemjax.config", 3),
+    ("stemjax.train", 4),
+    ("stemjax.eval", 4),
+    ("stemjax.configfile", 5),
+    ("stemjax.terminal", 5),
+    ("stemjax.demo", 5),
+    ("stemjax.cli", 5),
+    ("stemjax", 0),
+]
+ONLY_IN = {
+    "flax": ("stemjax.models", "stemjax.train.state"),
+    "matplotlib": ("stemjax.eval.plots",),
+    "tensorflow_datasets": ("stemjax.data.records", "stemjax.data.builder"),
+    "orbax": ("stemjax.train.checkpoint",),
+    "rich": ("stemjax.terminal",),
+}
+FORBIDDEN = ("torch", "tensorflow", "scanpy", "pickle", "cloudpickle", "dill", "joblib.load")
+
+
+def _name(path: pathlib.Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _matches(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _layer(name: str) -> tuple[int, str]:
+    for prefix, layer in LAYERS:
+        if _matches(name, prefix) and (prefix != "stemjax.config" or name == prefix):
+            return layer, prefix
+    raise AssertionError(f"{name} is in no layer")
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            module = node.module or ""
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            # `from stemjax.data import records` is an import of stemjax.data.records.
+            found |= names if _matches(module, "stemjax") else {module}
+    return found
+
+
+def _violations(name: str, imported: set[str]) -> list[str]:
+    layer, room = _layer(name)
+    wrong = []
+    for target in imported:
+        if not _matches(target, "stemjax") or target == "stemjax.__version__":
+            continue
+        below, other = _layer(target)
+        if below > layer or (below == layer == 1 and other != room):
+            wrong.append(f"{name} (layer {layer}) imports {target} (layer {below})")
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_a_lower_layer_never_imports_a_higher(path):
+    assert _violations(_name(path), _imports(path)) == []
+
+
+def test_the_layer_rule_sees_a_planted_violation():
+    assert _violations("stemjax.diffusion.noise", {"stemjax.train.loop"})
+    assert _violations("stemjax.diffusion.noise", {"stemjax.models.stem"})
+    assert _violations("stemjax.data.records", {"stemjax.eval.metrics"})
+    assert not _violations("stemjax.train.loop", {"stemjax.data.records"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_heavy_libraries_have_one_place_and_unsafe_ones_none(path):
+    name, imported = _name(path), _imports(path)
+    for library, places in ONLY_IN.items():
+        if any(_matches(module, library) for module in imported):
+            assert any(_matches(name, place) for place in places), f"{name} imports {library}"
+    for module in imported:
+        assert not any(_matches(module, library) for library in FORBIDDEN), f"{name}: {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_nothing_untrusted_is_executed(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"eval", "exec", "compile"}, f"{path}:{node.lineno}"
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert isinstance(node.value, ast.Constant), f"{path}:{node.value.lineno}"
+            assert node.value.value is False, f"{path}:{node.value.lineno}"
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: p.name
+)
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_every_public_name_is_documented_and_annotated():
+    missing = []
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        nodes = [*tree.body]
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                nodes += node.body
+        for node in nodes:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            where = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+            if ast.get_docstring(node) is None:
+                missing.append(where + " has no docstring")
+            if isinstance(node, ast.FunctionDef) and node.returns is None:
+                missing.append(where + " has no return annotation")
+    assert missing == []
+
+
+def _run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return done.stdout
+
+
+def test_importing_the_package_touches_no_device():
+    code = (
+        "import stemjax.tasks, stemjax.config, stemjax.train.loop\n"
+        "from jax._src import xla_bridge\n"
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    assert _run(code).strip() == "False"
+
+
+def test_help_imports_no_heavy_library():
+    code = (
+        "import sys\nfrom stemjax import cli\ncli.make_parser().format_help()\n"
+        "print([m for m in ('jax', 'numpy', 'anndata', 'matplotlib') if m in sys.modules])"
+    )
+    assert _run(code).strip() == "[]"
+
+
+def test_ci_calls_exactly_the_readmes_test_line():
+    line = "pip install uv && uv run pytest"
+    assert line in (ROOT / "README.md").read_text().splitlines()
+    assert line in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_no_lock_file_and_no_address_is_committed():
+    tracked = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split()
+    assert "uv.lock" not in tracked
+    addresses = ["pypi" + ".org", "python" + "hosted"]
+    for name in tracked:
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".sh"} and path.exists():
+            text = path.read_text()
+            assert not any(address in text for address in addresses), name

@@ -1,0 +1,136 @@
+"""Experiments: keys, types, files, differences."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import ml_collections
+import pytest
+
+from stemjax import config, configfile, errors
+
+CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+
+
+def test_a_resolved_experiment_reads_back_from_its_json():
+    values = config.default_config()
+    values.data.test, values.train.steps, values.optim.learning_rate = "C5,C4", 7, 0.25
+    experiment = config.resolve(values)
+    assert experiment.test_slides == ("C5", "C4")
+    assert (experiment.train.steps, experiment.optim.learning_rate) == (7, 0.25)
+    assert config.resolve(config.as_json(experiment)) == experiment
+
+
+def test_an_unknown_key_is_an_error_with_a_suggestion():
+    values = config.as_json(config.Experiment())
+    values["optim"]["learning_rat"] = 1.0
+    with pytest.raises(errors.ConfigError, match=r"config\.optim\.learning_rat\b") as error:
+        config.resolve(values)
+    assert error.value.fix == "did you mean config.optim.learning_rate?"
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "text"),
+    [
+        ("train", "steps", "many", "expected int, found 'many'"),
+        ("train", "steps", 0, "expected at least 1, found 0"),
+        ("train", "batch", True, "expected int, found True"),
+        ("diffusion", "mean_fraction", 1.5, "expected between 0 and 1"),
+        ("optim", "schedule", "linear", "expected constant or cosine"),
+        ("optim", "ema", 1.0, "below 1"),
+        ("model", "heads", 5, "a multiple of config.model.heads=5"),
+        ("data", "transform", "sqrt", "log2p1 or log1p_cp10k"),
+    ],
+)
+def test_values_that_cannot_work_name_their_key(group, key, value, text):
+    values = config.as_json(config.Experiment())
+    values[group][key] = value
+    with pytest.raises(errors.ConfigError) as error:
+        config.resolve(values)
+    assert text in str(error.value)
+    assert f"config.{group}." in str(error.value)
+
+
+def test_a_mean_token_that_a_batch_rounds_away_is_refused():
+    values = config.as_json(config.Experiment())
+    values["train"]["batch"], values["diffusion"]["mean_fraction"] = 4, 0.1
+    with pytest.raises(errors.ConfigError, match="mean_fraction"):
+        config.resolve(values)
+
+
+def test_a_whole_number_is_taken_where_a_float_is_wanted():
+    values = config.as_json(config.Experiment())
+    values["optim"]["clip"] = 2
+    assert config.resolve(values).optim.clip == 2.0
+
+
+def test_differences_name_each_key_and_both_values():
+    left = {"a": {"b": 1, "c": 2}, "d": 3}
+    right = {"a": {"b": 1, "c": 5}, "e": 4}
+    assert config.differences(left, right) == ["a.c: 2 -> 5", "d: 3 -> None", "e: None -> 4"]
+
+
+def test_the_digest_follows_every_value():
+    one = config.Experiment()
+    other = config.resolve({**config.as_json(one), "seed": 1})
+    assert config.digest(one) == config.digest(config.resolve(config.as_json(one)))
+    assert config.digest(one) != config.digest(other)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_resolves_and_its_network_has_shapes(path):
+    experiment = config.resolve(configfile.load(str(path), []))
+    task = config.make_task(experiment, genes=20, condition=32)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) > 1000
+    text = path.read_text()
+    for word in ("Command: stemjax", "Expected:", "Cost:"):
+        assert word in text.split('"""')[1], f"{path.name} does not say its {word}"
+
+
+def test_the_published_config_has_the_published_size():
+    path = next(path for path in CONFIGS if path.stem == "stem_published")
+    experiment = config.resolve(configfile.load(str(path), []))
+    task = config.make_task(experiment, genes=200, condition=1536)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    # 35,639,042 with two output channels (upstream.md); the EDM form has one, 385 weights fewer.
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 35_639_042 - 385
+    assert (experiment.optim.ema, experiment.train.batch) == (0.9999, 256)
+
+
+def _write(tmp_path: pathlib.Path, body: str) -> str:
+    path = tmp_path / "experiment.py"
+    path.write_text("from stemjax import config\n\ndef get_config():\n" + body)
+    return str(path)
+
+
+def test_flags_override_a_file(tmp_path):
+    path = _write(tmp_path, "    return config.default_config()\n")
+    values = configfile.load(path, ["--config.train.steps=12", "--config.data.test=C5,C2"])
+    assert isinstance(values, ml_collections.ConfigDict)
+    experiment = config.resolve(values)
+    assert (experiment.train.steps, experiment.test_slides) == (12, ("C5", "C2"))
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("--config.optim.learning_rat=1", "learning_rat"),
+        ("--config.train.steps=big", "big"),
+        ("--steps=3", "--config.KEY=VALUE"),
+    ],
+)
+def test_wrong_flags_name_themselves(tmp_path, override, text):
+    path = _write(tmp_path, "    return config.default_config()\n")
+    with pytest.raises(errors.ConfigError) as error:
+        configfile.load(path, [override])
+    assert text in str(error.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(errors.ConfigError, match=r"nowhere\.py"):
+        configfile.load("nowhere.py", [])
+    broken = _write(tmp_path, "    raise RuntimeError('no luck')\n")
+    with pytest.raises(errors.ConfigError, match="no luck"):
+        configfile.load(broken, [])

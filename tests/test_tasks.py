@@ -1,0 +1,177 @@
+"""Tasks: the loss's parts, prediction in portions, spot-keyed randomness."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stemjax import config, errors, tasks
+from stemjax.diffusion import sampler
+from stemjax.models import network
+
+GENES, WIDTH = 5, 3
+
+
+def _linear_task(**changes) -> tasks.StemTask:
+    """A task whose network is F = level-free linear map of the condition plus a share of x."""
+
+    def init(key):
+        return {"w": jax.random.normal(key, (WIDTH, GENES))}
+
+    def apply(params, x, level, cond):
+        return cond @ params["w"] + 0.1 * x + 0.0 * level[:, None]
+
+    return tasks.StemTask(
+        network=network.Network(init=init, apply=apply),
+        genes=GENES,
+        noise=config.noise.LogNormal(mean=0.0, std=1.0),
+        **changes,
+    )
+
+
+def _stem_task() -> tasks.StemTask:
+    experiment = config.resolve(
+        {"model": {"width": 16, "depth": 2, "heads": 2}, "diffusion": {"mean_fraction": 0.25}}
+    )
+    return config.make_task(experiment, genes=GENES, condition=WIDTH)
+
+
+def _awake(task: tasks.StemTask, key: jax.Array) -> dict:
+    """Parameters away from the initial ones, whose zeros would hide the network."""
+    params = task.init(key)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+    moved = [leaf + 0.2 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def _batch(n: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return {
+        "cond": rng.standard_normal((n, WIDTH)).astype(np.float32),
+        "x0": rng.standard_normal((n, GENES)).astype(np.float32),
+        "mask": np.ones((n, GENES), np.float32),
+    }
+
+
+def test_the_loss_is_the_mean_of_its_parts_by_their_rows(key):
+    task = _linear_task(mean_fraction=0.25)
+    loss, parts = task.loss(task.init(key), _batch(16), key)
+    # 4 of 16 rows are mean tokens; float32 sums of 80 terms.
+    expected = 0.25 * parts["loss_mean_token"] + 0.75 * parts["loss_noisy"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_plain_regression_is_the_mean_squared_error_from_the_condition(key):
+    task, batch = _linear_task(mean_fraction=1.0), _batch(16)
+    params = task.init(key)
+    loss, parts = task.loss(params, batch, key)
+    expected = np.mean((batch["cond"] @ np.asarray(params["w"]) - batch["x0"]) ** 2)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert "loss_noisy" not in parts
+
+
+def test_stock_edm_has_no_mean_token(key):
+    task = _linear_task(mean_fraction=0.0)
+    _, parts = task.loss(task.init(key), _batch(16), key)
+    assert "loss_mean_token" not in parts
+
+
+def test_the_mean_of_a_linear_network_is_its_condition_alone(key):
+    task = _linear_task(sigma_data=2.0)
+    params, cond = task.init(key), _batch(7)["cond"]
+    keys = sampler.spot_keys(0, "S", [str(i) for i in range(7)])
+    mean = task.predict(params, cond, keys, sampling=tasks.Sampling(mode="mean"))
+    assert mean.shape == (1, 7, GENES)
+    # D(0; inf) = sigma_data F.
+    np.testing.assert_allclose(mean[0], 2.0 * cond @ params["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["mean", "pair", "draws"])
+def test_prediction_does_not_depend_on_portions_or_company(key, mode):
+    task = _stem_task()
+    params, cond = _awake(task, key), _batch(11)["cond"]
+    keys = sampler.spot_keys(3, "S", [str(i) for i in range(11)])
+    sampling = tasks.Sampling(mode=mode, n_draws=4, steps=3)
+    whole = tasks.make_predictor(task, sampling, rows=64)(params, cond, keys)
+    small = tasks.make_predictor(task, sampling, rows=8)(params, cond, keys)
+    order = np.random.default_rng(0).permutation(11)
+    turned = tasks.make_predictor(task, sampling, rows=12)(params, cond[order], keys[order])
+    assert whole.shape == (sampling.draws, 11, GENES)
+    # The same sums in other matmul shapes, fp32: a few ulp of values of size about 10.
+    np.testing.assert_allclose(small, whole, atol=2e-4)
+    np.testing.assert_allclose(turned, whole[:, order], atol=2e-4)
+    assert np.abs(whole[:, 0] - whole[:, 1]).max() > 0.01  # spots differ, so order is tested
+
+
+def test_one_program_serves_any_number_of_spots(key):
+    task = _stem_task()
+    traces = []
+    original = tasks.StemTask.predict
+
+    def counted(self, *args, **kwargs):
+        traces.append(1)
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks.StemTask, "predict", counted)
+        predict = tasks.make_predictor(task, tasks.Sampling(mode="mean"), rows=4)
+        for n in (9, 4, 11):
+            keys = sampler.spot_keys(0, "S", [str(i) for i in range(n)])
+            predict(task.init(key), _batch(n)["cond"], keys)
+    assert len(traces) == 1
+
+
+def test_progress_counts_spots(key):
+    task, seen = _stem_task(), []
+    predict = tasks.make_predictor(task, tasks.Sampling(mode="mean"), rows=4)
+    keys = sampler.spot_keys(0, "S", [str(i) for i in range(10)])
+    predict(
+        task.init(key),
+        _batch(10)["cond"],
+        keys,
+        progress=lambda done, total, what: seen.append((done, total)),
+    )
+    assert seen == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_row_keys_follow_slide_and_barcode_not_position(toy_records):
+    both, alone = toy_records.load(["T1", "T2"]), toy_records.load(["T2"])
+    rows = np.flatnonzero(both.slide_index == both.slides.index("T2"))
+    ours = jax.random.key_data(tasks.row_keys(4, both)[rows])
+    np.testing.assert_array_equal(ours, jax.random.key_data(tasks.row_keys(4, alone)))
+    data = jax.random.key_data(tasks.row_keys(4, both))
+    assert len({tuple(row) for row in np.asarray(data)}) == both.n
+    assert not jnp.array_equal(data, jax.random.key_data(tasks.row_keys(5, both)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "evaluations"),
+    [
+        ("mean", "dpmpp2m", 1),
+        ("pair", "dpmpp2m", 16),
+        ("draws", "dpmpp2m", 160),
+        ("draws", "ddim", 160),
+        ("draws", "heun", 300),  # 20 draws of 2 x 8 - 1
+    ],
+)
+def test_evaluations_a_spot(mode, name, evaluations):
+    assert tasks.Sampling(mode=mode, sampler=name).evaluations == evaluations
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"mode": "median"}, "mean or pair or draws"),
+        ({"sampler": "euler"}, "dpmpp2m or ddim or heun"),
+        ({"steps": 0}, "steps=0"),
+        ({"eta": 0.5}, "only ddim adds fresh noise"),
+        ({"mode": "draws", "n_draws": 3}, "an even number, found 3"),
+    ],
+)
+def test_sampling_that_cannot_work_is_refused(values, text):
+    with pytest.raises(errors.ConfigError) as error:
+        tasks.Sampling(**values)
+    assert text in str(error.value)

@@ -1,0 +1,100 @@
+"""Checkpoints: what they hold, and what happens when they are damaged or of another kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from stemjax import errors, mesh
+from stemjax.train import checkpoint, loop
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, toy_records):
+    from stemjax import config
+
+    values = config.default_config()
+    values.data.test, values.data.val = "X1", "V1"
+    values.model.width, values.model.depth, values.model.heads = 16, 2, 2
+    values.diffusion.mean_fraction = 0.25
+    values.optim.learning_rate, values.optim.warmup, values.optim.ema = 3e-3, 2, 0.9
+    values.train.batch, values.train.steps, values.train.log_every = 16, 12, 4
+    values.train.validate_every, values.train.save_every = 4, 6
+    folder = tmp_path_factory.mktemp("run")
+    layout = mesh.make_layout(jax.devices()[:1])
+    loop.train(config.resolve(values), toy_records, folder, layout=layout)
+    return folder
+
+
+def test_a_card_reads_back_equal(workdir):
+    card = checkpoint.load(workdir).card
+    again = checkpoint.Card.from_json(json.loads(json.dumps(card.to_json())))
+    assert again.to_json() == card.to_json()
+    np.testing.assert_array_equal(again.space.expression.mean, card.space.expression.mean)
+    assert card.split["kind"] == "new patient"
+    assert card.panel["slides"] == ["T1", "T2", "V1"]
+    assert set(card.versions) == {"stemjax", "jax", "flax", "optax"}
+
+
+def test_the_best_weights_are_those_of_the_best_validation(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    scored = {line["step"]: line["val_mse"] for line in lines if "val_mse" in line}
+    best, last = checkpoint.load(workdir), checkpoint.load(workdir, weights="last")
+    assert (best.weights, last.weights, last.step) == ("best", "last", 12)
+    assert best.step == min(scored, key=scored.__getitem__)
+
+
+def test_restored_weights_validate_as_they_did(workdir, toy_records):
+    best = checkpoint.load(workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if line["step"] == best.step and "val_mse" in line)
+    table = toy_records.load(["V1"])
+    found = loop.make_validate(best.card, best.card.make_task(), table)(best.params)
+    assert found["val_mse"] == pytest.approx(logged["val_mse"], rel=1e-6)
+
+
+def test_weights_restored_are_arrays_of_the_models_shapes(workdir):
+    trained = checkpoint.load(workdir)
+    shapes = jax.eval_shape(trained.card.make_task().init, jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(trained.params, shapes)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(errors.CheckpointError, match="nothing") as error:
+        checkpoint.load(tmp_path / "nowhere")
+    assert "stemjax train --workdir" in str(error.value)
+    with pytest.raises(errors.ConfigError, match="auto, best or last"):
+        checkpoint.load(tmp_path, weights="worst")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_checkpoint_is_named(workdir, tmp_path, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    files = [path for path in (copy / "best").rglob("*") if path.is_file() and "/d/" in str(path)]
+    assert files
+    for path in files:
+        if damage == "remove":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(errors.CheckpointError, match="best") as error:
+        checkpoint.load(copy)
+    assert error.value.fix
+
+
+def test_a_format_of_the_future_is_refused():
+    with pytest.raises(errors.CheckpointError, match="expected 1, found 9"):
+        checkpoint.Card.from_json({"format": 9})
+
+
+def test_a_stale_partial_save_is_ignored(workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    (copy / "checkpoints" / "18.orbax-checkpoint-tmp").mkdir()
+    assert checkpoint.load(copy, weights="last").step == 12
