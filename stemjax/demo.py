@@ -31,11 +31,11 @@ def default_config() -> Any:
     c = config.default_config()
     c.name = "stem_demo"
     c.data.test, c.data.val = TEST, VAL
-    c.model.width, c.model.depth, c.model.heads = 48, 3, 4
+    c.model.width, c.model.depth, c.model.heads = 48, 3, 2
     c.diffusion.noise_mean, c.diffusion.noise_std = 0.0, 1.4
     c.diffusion.mean_fraction = 0.25
     c.optim.learning_rate, c.optim.schedule, c.optim.warmup = 2e-3, "cosine", 100
-    c.optim.weight_decay, c.optim.ema = 0.05, 0.995
+    c.optim.ema = 0.995
     c.train.batch, c.train.accumulate, c.train.steps = 128, 8, 1500
     c.train.validate_every = c.train.save_every = 250
     return c

@@ -98,15 +98,18 @@ class Card:
         )
 
 
-def _manager(folder: pathlib.Path, *, keep: int, read_only: bool = False) -> ocp.CheckpointManager:
+def _manager(folder: pathlib.Path, *, keep: int | None) -> ocp.CheckpointManager:
+    """Returns orbax's manager of a folder; ``keep`` None is for reading and deletes nothing.
+
+    Orbax has a read-only mode, but it warns three times at each use.
+    """
     return ocp.CheckpointManager(
         folder.absolute(),
         options=ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            enable_async_checkpointing=not read_only,
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
+            enable_async_checkpointing=keep is not None,
+            cleanup_tmp_directories=keep is not None,
+            create=keep is not None,
         ),
     )
 
@@ -252,7 +255,7 @@ class Trained:
 
 @contextlib.contextmanager
 def _opened(folder: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
-    manager = _manager(folder, keep=1, read_only=True)
+    manager = _manager(folder, keep=None)
     try:
         yield manager
     finally:
