@@ -99,7 +99,7 @@ def toy_records(tmp_path_factory):
     return records.open_records(out)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_experiment():
     """A run of seconds on the toy records."""
     from stemjax import config

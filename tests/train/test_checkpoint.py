@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -15,19 +16,12 @@ from stemjax.train import checkpoint, loop
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, toy_records):
-    from stemjax import config
-
-    values = config.default_config()
-    values.data.test, values.data.val = "X1", "V1"
-    values.model.width, values.model.depth, values.model.heads = 16, 2, 2
-    values.diffusion.mean_fraction = 0.25
-    values.optim.learning_rate, values.optim.warmup, values.optim.ema = 3e-3, 2, 0.9
-    values.train.batch, values.train.steps, values.train.log_every = 16, 12, 4
-    values.train.validate_every, values.train.save_every = 4, 6
+def workdir(tmp_path_factory, toy_records, toy_experiment):
+    experiment = dataclasses.replace(
+        toy_experiment, train=dataclasses.replace(toy_experiment.train, validate_every=4)
+    )
     folder = tmp_path_factory.mktemp("run")
-    layout = mesh.make_layout(jax.devices()[:1])
-    loop.train(config.resolve(values), toy_records, folder, layout=layout)
+    loop.train(experiment, toy_records, folder, layout=mesh.make_layout(jax.devices()[:1]))
     return folder
 
 

@@ -28,6 +28,7 @@ def _weights(workdir) -> dict:
     return checkpoint.load(workdir, weights="last").params
 
 
+@pytest.mark.slow
 def test_training_learns_what_the_embeddings_tell(toy_records, toy_experiment, tmp_path):
     experiment = _replaced(toy_experiment, "train", steps=300, validate_every=50, log_every=50)
     result = loop.train(experiment, toy_records, tmp_path, layout=_one_device())
