@@ -108,6 +108,15 @@ def _add_prepare(commands: Commands) -> None:
         help="size of the panel chosen by Stem's rule (default: %(default)s)",
     )
     parser.add_argument(
+        "--n-variable",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="the most variable genes of each slide that the panel is chosen among; a number above "
+        "the genome's lets abundant markers in that vary little for their mean "
+        "(default: %(default)s, as published)",
+    )
+    parser.add_argument(
         "--panel-slides",
         choices=("train", "all"),
         default="train",
@@ -149,6 +158,7 @@ def _prepare(args: argparse.Namespace, rest: Sequence[str]) -> None:
             test=_names(args.test),
             genes=genes.read_gene_list(args.genes) if args.genes else None,
             n_genes=args.n_genes,
+            n_variable=args.n_variable,
             panel_slides=args.panel_slides,
             encoder=args.encoder,
             shards=args.shards,

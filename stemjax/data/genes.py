@@ -12,28 +12,25 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse
-from jaxtyping import Float, Float32, Int32, Real, UInt8
+from jaxtyping import Int32, UInt8
 
 from stemjax import errors
 from stemjax.data import slides
 
 N_VARIABLE = 2000
-"""Highly variable genes taken from each slide by `select_panel`."""
+"""Highly variable genes that Stem's rule takes from each slide."""
 
 DROPPED_PREFIXES = ("MT", "mt", "RPS", "RPL")
 """Names that `select_panel` leaves out: mitochondrial and ribosomal genes, and MTOR with them."""
 
-TRANSFORMS = ("log2p1", "log1p_cp10k")
-"""Names of the transforms, which are the names of the value spaces too."""
 
 _N_BINS = 20
-_CHUNK = 65536
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,12 +105,14 @@ def read_gene_list(path: str | os.PathLike[str]) -> Panel:
     return Panel(genes=tuple(values), rule=f"list {path.name}", slides=())
 
 
-def select_panel(sections: Sequence[slides.Slide], *, n_genes: int) -> Panel:
+def select_panel(
+    sections: Sequence[slides.Slide], *, n_genes: int, n_variable: int = N_VARIABLE
+) -> Panel:
     """The genes that are both abundant and variable over some slides: Stem's rule.
 
     1. Per slide: spots and genes without any count are left out, counts scaled to the median total
-       of the spots, and the `N_VARIABLE` genes of highest normalised dispersion taken
-       (`variable_genes`; genes tied with the last are all kept).
+       of the spots, and the ``n_variable`` genes of highest normalised dispersion taken
+       (`variable_genes`; ties with the last are kept; as many as there are genes: no filter).
     2. Their union over the slides, without names in `DROPPED_PREFIXES`.
     3. Those are ranked by the mean and by the standard deviation of the raw counts over all spots
        of all slides; a gene that a slide did not measure counts as 0 there. The panel is what the
@@ -137,7 +136,7 @@ def select_panel(sections: Sequence[slides.Slide], *, n_genes: int) -> Panel:
             expected="at least one gene, one slide, and no slide twice",
             found=f"n_genes {n_genes}, slides {_some(ids) or 'none'}",
         )
-    union = set().union(*(variable_genes(slide, N_VARIABLE) for slide in sections))
+    union = set().union(*(variable_genes(slide, n_variable) for slide in sections))
     names = sorted(name for name in union if not name.startswith(DROPPED_PREFIXES))
     if len(names) < n_genes:
         raise errors.GenePanelError(
@@ -152,13 +151,18 @@ def select_panel(sections: Sequence[slides.Slide], *, n_genes: int) -> Panel:
     chosen = np.lexsort((by_mean, better, enters))[:n_genes]
     k = int(enters[chosen[-1]]) + 1
     rule = (
-        f"stem: union of the {N_VARIABLE} most variable genes of each slide (seurat), "
-        f"{len(names)} without {'/'.join(DROPPED_PREFIXES)}; {n_genes} in the top k={k} of both "
+        f"{variable_rule(n_variable)}, {len(names)} without {'/'.join(DROPPED_PREFIXES)}; "
+        f"{n_genes} in the top k={k} of both "
         "mean and standard deviation of raw counts, 0 where a slide lacks a gene"
     )
     return Panel(
         genes=tuple(names[i] for i in sorted(chosen)), rule=rule, slides=tuple(sorted(ids))
     )
+
+
+def variable_rule(n_variable: int) -> str:
+    """How `Panel.rule` of `select_panel` begins."""
+    return f"stem: union of the {n_variable} most variable genes of each slide (seurat)"
 
 
 def variable_genes(slide: slides.Slide, n: int) -> list[str]:
@@ -225,139 +229,6 @@ def panel_counts(
     counts = np.zeros((slide.n_spots, len(genes)), np.int32)
     counts[:, measured] = slide.counts[:, columns[measured]].toarray()
     return counts, measured.astype(np.uint8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Transform:
-    """The way from raw counts to the value space and back.
-
-    ``log2p1``: log2(count + 1). ``log1p_cp10k``: log(1 + 10,000 count / total), total over all
-    genes of the slide, which takes the depth of the spot out; a spot whose total is 0 is 0.
-
-    Raises:
-      ConfigError: there is no such transform.
-    """
-
-    name: str
-
-    def __post_init__(self) -> None:
-        if self.name not in TRANSFORMS:
-            raise errors.ConfigError(
-                "there is no such transform of counts",
-                expected=" or ".join(TRANSFORMS),
-                found=repr(self.name),
-            )
-
-    def forward(
-        self, counts: Real[np.ndarray, "l g"], total: Real[np.ndarray, " l"]
-    ) -> Float32[np.ndarray, "l g"]:
-        """Values of raw counts; ``total`` is each spot's count over all genes of its slide."""
-        counts = np.asarray(counts, np.float32)
-        if self.name == "log2p1":
-            return np.log2(counts + np.float32(1))
-        depth = np.asarray(total, np.float32)[:, None]
-        rate = counts * np.float32(1e4) / np.maximum(depth, 1)
-        return np.log1p(np.where(depth > 0, rate, np.float32(0)))
-
-    def inverse(
-        self, x: Float[np.ndarray, "l g"], total: Real[np.ndarray, " l"]
-    ) -> Float32[np.ndarray, "l g"]:
-        """Counts (not rounded) of values; values below 0, which no count has, give 0."""
-        x = np.maximum(np.asarray(x, np.float32), np.float32(0))
-        if self.name == "log2p1":
-            return np.exp2(x) - np.float32(1)
-        return np.expm1(x) * np.asarray(total, np.float32)[:, None] / np.float32(1e4)
-
-
-def get_transform(name: str) -> Transform:
-    """The transform of that name; a ConfigError lists those there are."""
-    return Transform(name)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Standardisation:
-    """A mean and a standard deviation for each column, in the units of the columns.
-
-    Raises:
-      RecordsError: the two differ in length, a value is not finite, or a ``std`` not above 0.
-    """
-
-    mean: Float32[np.ndarray, " g"]
-    std: Float32[np.ndarray, " g"]
-
-    def __post_init__(self) -> None:
-        for field in ("mean", "std"):
-            object.__setattr__(self, field, np.asarray(getattr(self, field), np.float32))
-        if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
-            found = f"shapes {self.mean.shape} and {self.std.shape}"
-        elif not (np.isfinite(self.mean) & np.isfinite(self.std) & (self.std > 0)).all():
-            found = f"mean {self.mean.min()}..{self.mean.max()}, smallest std {self.std.min()}"
-        else:
-            return
-        raise errors.RecordsError(
-            "a standardisation cannot be used",
-            expected="finite mean and std of one length, std above 0",
-            found=found,
-        )
-
-    def apply(self, x: Real[np.ndarray, "... g"]) -> Float32[np.ndarray, "... g"]:
-        """Standardised values: (x - mean) / std."""
-        return (np.asarray(x, np.float32) - self.mean) / self.std
-
-    def invert(self, x: Real[np.ndarray, "... g"]) -> Float32[np.ndarray, "... g"]:
-        """The values whose standardised form is ``x``: x * std + mean."""
-        return np.asarray(x, np.float32) * self.std + self.mean
-
-    @classmethod
-    def fit(
-        cls, x: Real[np.ndarray, "n g"], mask: Real[np.ndarray, "n g"] | None = None
-    ) -> Standardisation:
-        """Mean and (population) standard deviation of the entries whose mask is not 0.
-
-        A column that does not vary gets std 1, one without any entry mean 0 as well.
-
-        Raises:
-          RecordsError: the mask has another shape, or an entry that counts is not finite.
-        """
-        if mask is not None and mask.shape != x.shape:
-            raise errors.RecordsError(
-                "the mask does not fit the values", expected=str(x.shape), found=str(mask.shape)
-            )
-        n, total, squares = np.zeros((3, x.shape[1]))
-        for values, use in _blocks(x, mask):
-            n += use.sum(axis=0)
-            total += np.where(use, values, 0).sum(axis=0)
-        mean = total / np.maximum(n, 1)
-        for values, use in _blocks(x, mask):
-            squares += (np.where(use, values - mean, 0) ** 2).sum(axis=0)
-        std = np.sqrt(squares / np.maximum(n, 1))
-        # A deviation below this is rounding, which would be blown up to unit variance.
-        std[~(std > 1e-6 * np.abs(mean))] = 1.0
-        return cls(mean=mean.astype(np.float32), std=std.astype(np.float32))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` takes back, bit for bit."""
-        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Standardisation:
-        """The standardisation that `to_json` wrote; a RecordsError where a field is missing."""
-        try:
-            mean, std = (np.asarray(values[field], np.float32) for field in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise errors.RecordsError(
-                "a stored standardisation is incomplete",
-                expected="mean and std, one number a column",
-                found=f"{type(error).__name__}: {error}",
-            ) from error
-        return cls(mean=mean, std=std)
-
-
-def _blocks(x: np.ndarray, mask: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(x), _CHUNK):
-        values = np.asarray(x[start : start + _CHUNK], np.float64)
-        use = np.ones(values.shape, bool) if mask is None else mask[start : start + _CHUNK] != 0
-        yield values, use
 
 
 def _moments(sections: Sequence[slides.Slide], names: Sequence[str]) -> tuple[np.ndarray, ...]:

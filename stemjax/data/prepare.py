@@ -34,6 +34,7 @@ def prepare(
     test: Sequence[str] = (),
     genes: genes_lib.Panel | None = None,
     n_genes: int = 200,
+    n_variable: int = genes_lib.N_VARIABLE,
     panel_slides: Literal["train", "all"] = "train",
     encoder: str | embeddings_lib.Encoder = "texture",
     shards: int | None = None,
@@ -52,6 +53,7 @@ def prepare(
       test: slides among them that the panel must not see.
       genes: a panel to use as it is; None selects one by Stem's rule.
       n_genes: genes to select.
+      n_variable: the most variable genes of each slide that it selects among.
       panel_slides: "train" selects on the slides not in `test`; "all" on every slide, as Stem is
         published, which lets test counts choose the genes.
       encoder: name of the patch encoder, or an encoder.
@@ -75,7 +77,7 @@ def prepare(
     tell: Progress = progress or (lambda done, total, what: None)
     integrity.remove_stale(out / builder.DATASET)
     chosen = ids if panel_slides == "all" else tuple(i for i in ids if i not in test)
-    panel = _panel(read, chosen, out, given=genes, n_genes=n_genes, tell=tell)
+    panel = _panel(read, chosen, out, given=genes, size=(n_genes, n_variable), tell=tell)
     _check_folder(out, panel, encoder.contract)
     present = sum(builder.slide_folder(out, i).is_dir() for i in ids)
     tell(0, len(ids), f"{present} of {len(ids)} slides done earlier, {len(ids) - present} to do")
@@ -120,7 +122,7 @@ def _panel(
     out: pathlib.Path,
     *,
     given: genes_lib.Panel | None,
-    n_genes: int,
+    size: tuple[int, int],
     tell: Progress,
 ) -> genes_lib.Panel:
     """The panel: the folder's if it is the one asked for, else given or selected, and stored."""
@@ -131,7 +133,7 @@ def _panel(
         )
     stored = _stored_panel(out)
     if stored is not None:
-        _check_panel(out, stored, given, chosen, n_genes)
+        _check_panel(out, stored, given, chosen, size)
         return stored
     if given is None:
         counted = []
@@ -139,7 +141,7 @@ def _panel(
             tell(done, len(chosen), f"{slide_id}: reading counts for the gene panel")
             # The image can be gigabytes and the panel needs none.
             counted.append(dataclasses.replace(read(slide_id), image=None))
-        given = genes_lib.select_panel(counted, n_genes=n_genes)
+        given = genes_lib.select_panel(counted, n_genes=size[0], n_variable=size[1])
     out.mkdir(parents=True, exist_ok=True)
     integrity.write_text(out / "genes.txt", "".join(f"{gene}\n" for gene in given.genes))
     integrity.write_text(out / "panel.json", json.dumps(given.to_json(), indent=1) + "\n")
@@ -168,9 +170,10 @@ def _check_panel(
     stored: genes_lib.Panel,
     given: genes_lib.Panel | None,
     chosen: Sequence[str],
-    n_genes: int,
+    size: tuple[int, int],
 ) -> None:
-    """Refuse a panel other than the stored one."""
+    """Refuse a panel other than the stored one; size is (n_genes, n_variable)."""
+    rule = genes_lib.variable_rule(size[1])
     if given is not None:
         if given.genes == stored.genes:
             return
@@ -180,8 +183,10 @@ def _check_panel(
     elif set(stored.slides) != set(chosen):
         expected = f"a panel selected on {', '.join(sorted(stored.slides))}"
         found = f"one to be selected on {', '.join(sorted(chosen))} (the slides or test differ)"
-    elif len(stored.genes) != n_genes:
-        expected, found = f"{len(stored.genes)} genes", f"{n_genes} genes asked for"
+    elif len(stored.genes) != size[0]:
+        expected, found = f"{len(stored.genes)} genes", f"{size[0]} genes asked for"
+    elif not stored.rule.startswith(rule):
+        expected, found = stored.rule, rule
     else:
         return
     raise errors.RecordsError(

@@ -18,8 +18,8 @@ import numpy as np
 
 from stemjax import errors
 from stemjax import typing as st
-from stemjax.data import genes as genes_lib
 from stemjax.data import records as records_lib
+from stemjax.data import transforms
 
 # Rows encoded at once: bounds the float64 temporaries of a fit and of a transform.
 _CHUNK = 4096
@@ -38,11 +38,11 @@ class Space:
 
     genes: tuple[str, ...]
     transform: str
-    expression: genes_lib.Standardisation
-    condition: genes_lib.Standardisation
+    expression: transforms.Standardisation
+    condition: transforms.Standardisation
 
     def __post_init__(self) -> None:
-        genes_lib.get_transform(self.transform)
+        transforms.get_transform(self.transform)
         if len(self.expression.mean) != len(self.genes):
             raise errors.GenePanelError(
                 "The standardisation of expression does not fit the genes",
@@ -53,7 +53,7 @@ class Space:
 
     def forward(self, counts: np.ndarray, total: np.ndarray) -> np.ndarray:
         """Counts to value space, [n g] float32: the truth that predictions are scored against."""
-        return genes_lib.get_transform(self.transform).forward(counts, total)
+        return transforms.get_transform(self.transform).forward(counts, total)
 
     def encode_expression(
         self, counts: np.ndarray, total: np.ndarray, mask: np.ndarray
@@ -99,7 +99,7 @@ class Space:
           x: expression in model space, [n g].
           total: counts of the spot over all genes, which log1p(CP10k) scales by, [n].
         """
-        return genes_lib.get_transform(self.transform).inverse(self.values(x), total)
+        return transforms.get_transform(self.transform).inverse(self.values(x), total)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes back."""
@@ -116,8 +116,8 @@ class Space:
         return cls(
             genes=tuple(values["genes"]),
             transform=values["transform"],
-            expression=genes_lib.Standardisation.from_json(values["expression"]),
-            condition=genes_lib.Standardisation.from_json(values["condition"]),
+            expression=transforms.Standardisation.from_json(values["expression"]),
+            condition=transforms.Standardisation.from_json(values["condition"]),
         )
 
     @classmethod
@@ -148,7 +148,7 @@ class Space:
           ConfigError: the transform is unknown.
           RecordsError: there are no rows.
         """
-        forward = genes_lib.get_transform(transform).forward
+        forward = transforms.get_transform(transform).forward
         expression, condition = _Moments(), _Moments()
         for table in (tables,) if isinstance(tables, records_lib.Table) else tables:
             for rows in _chunks(table.n):
@@ -186,7 +186,7 @@ class _Moments:
         self.mean = self.mean + gap * weight / both
         self.weight = self.weight + weight
 
-    def standardisation(self, *, fitted: bool) -> genes_lib.Standardisation:
+    def standardisation(self, *, fitted: bool) -> transforms.Standardisation:
         if not self.weight.size:
             raise errors.RecordsError(
                 "There are no training rows to fit the model's space on",
@@ -194,14 +194,14 @@ class _Moments:
             )
         if not fitted:
             width = len(self.mean)
-            return genes_lib.Standardisation(
+            return transforms.Standardisation(
                 mean=np.zeros(width, np.float32), std=np.ones(width, np.float32)
             )
         std = np.sqrt(self.square / np.maximum(self.weight, 1))
         # A column that never changes: float64 sums of equal float32 values are exact, so its
         # deviation is exactly 0 and no tolerance is needed.
         std = np.where(std > 0, std, 1.0)
-        return genes_lib.Standardisation(
+        return transforms.Standardisation(
             mean=self.mean.astype(np.float32), std=std.astype(np.float32)
         )
 

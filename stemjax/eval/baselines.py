@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import linalg, spatial
 
-from stemjax.data import genes as gene_panels
+from stemjax.data import transforms
 
 if TYPE_CHECKING:
     from stemjax.data import records
@@ -255,7 +255,7 @@ def fit(
       value_space: name of the transform that the targets are in.
       patients: patient of every slide of both tables.
     """
-    forward = gene_panels.get_transform(value_space).forward
+    forward = transforms.get_transform(value_space).forward
     y = np.asarray(forward(train.counts, train.total), np.float64)
     constant = constant_mean(y, train.mask, spots=len(test.barcodes))
     rows = {"constant mean": constant}

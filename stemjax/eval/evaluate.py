@@ -19,8 +19,7 @@ import numpy as np
 import scipy.sparse
 
 from stemjax import errors
-from stemjax.data import genes as gene_panels
-from stemjax.data import splits
+from stemjax.data import splits, transforms
 from stemjax.eval import baselines, metrics
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def join(
         std = aligned(std, 'layers["stemjax_std"]')
     if draws is not None:
         draws = aligned(draws, 'obsm["stemjax_draws"]').transpose(1, 0, 2)
-    transform = gene_panels.get_transform(str(about["value_space"]))
+    transform = transforms.get_transform(str(about["value_space"]))
     return Joined(
         mean=aligned(prediction.X, "X"),
         true=np.asarray(transform.forward(table.counts, table.total), np.float64),

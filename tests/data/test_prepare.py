@@ -171,6 +171,7 @@ OTHER = dataclasses.replace(made.CONTRACT, revision="2")
     [
         ({"test": ("B",)}, "another gene panel.*selected on A, B.*selected on A, C"),
         ({"panel_slides": "all"}, "another gene panel.*selected on A, B.*selected on A, B, C"),
+        ({"n_variable": 7}, "another gene panel.*the 2000 most variable.*the 7 most variable"),
         ({"n_genes": 5}, "another gene panel.*expected 4 genes, found 5"),
         ({"ids": ("A",), "test": ()}, "another gene panel.*selected on A, B.*selected on A "),
         (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stemjax import errors
-from stemjax.data import genes, records, space
+from stemjax.data import records, space, transforms
 
 
 def make_table(n=500, g=4, c=3, v=2, seed=0, mask=None):
@@ -117,9 +117,9 @@ def test_a_fit_slide_by_slide_equals_the_fit_of_all():
     table.mask[4500:, 0] = 0
     parts = [take(table, slice(*cut)) for cut in ((0, 10), (10, 4000), (4000, 9000))]
     apart = space.Space.fit(iter(parts), genes=NAMES, transform="log1p_cp10k")
-    values = genes.get_transform("log1p_cp10k").forward(table.counts, table.total)
-    expression = genes.Standardisation.fit(values, table.mask)
-    condition = genes.Standardisation.fit(table.embeddings[:, 0].astype(np.float64))
+    values = transforms.get_transform("log1p_cp10k").forward(table.counts, table.total)
+    expression = transforms.Standardisation.fit(values, table.mask)
+    condition = transforms.Standardisation.fit(table.embeddings[:, 0].astype(np.float64))
     # Both sum in float64 and round to float32 at the end: at most the last bit differs.
     for ours, theirs in ((apart.expression, expression), (apart.condition, condition)):
         np.testing.assert_allclose(ours.mean, theirs.mean, rtol=2e-7)
