@@ -1,4 +1,4 @@
-"""The experiment of `stemjax demo`: five drawn sections whose law is known.
+"""The experiment of `stemjax demo`: seven drawn sections whose law is known.
 
 Command: stemjax demo (which draws the sections, prepares them and trains this experiment), or
   stemjax train --config=configs/stem_demo.py --workdir=runs/demo

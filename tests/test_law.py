@@ -54,7 +54,7 @@ def fitted() -> Fitted:
     values.diffusion.mean_fraction = 0.25
     values.optim.learning_rate, values.optim.schedule = 2e-3, "cosine"
     values.optim.warmup, values.optim.ema = 100, 0.995
-    values.train.batch, values.train.accumulate, values.train.steps = 256, 8, 2500
+    values.train.batch, values.train.accumulate, values.train.steps = 256, 8, 2000
     experiment = config.resolve(values)
     table, _ = _spots(TRAIN, seed=1)
     fitted = space.Space.fit(table, genes=LAW.genes, transform="log2p1")

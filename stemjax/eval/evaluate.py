@@ -368,7 +368,7 @@ def table(measured: Mapping[str, Any]) -> str:
     rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths))
     lines.insert(1, rule + "|")
     cost, spread = measured["evaluations_per_spot"], measured["draws"]
-    cost = "." if cost is None else f"; {cost} network evaluations a spot."
+    cost = "." if cost is None else f"; {cost} network evaluation{'s' * (cost != 1)} a spot."
     before = [
         f"Slide {measured['slide']}. {measured['split']}.",
         f"{measured['spots']} spots, {genes['scored']} of {genes['panel']} genes scored, in "

@@ -10,7 +10,7 @@ import difflib
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +42,7 @@ MARKERS = (
 """Genes that a pathologist knows, in the order in which `default_marker` looks for them."""
 
 _DPI = 150
+_COLOURS = ("#c8c8c8", "#d95f02", "#2166ac", "#1b7837")
 _FADE = 0.55  # share of white laid over the H&E, so that the colours of the spots stand out
 _MODES = {"mean": "mean token", "pair": "antithetic pair", "draws": "average of draws"}
 
@@ -159,6 +160,40 @@ def gene_variation_figure(
         axis.legend(loc="upper left", framealpha=0.8, edgecolor="none", fontsize=10)
     units = evaluate.VALUE_SPACES[str(joined.about["value_space"])]
     figure.suptitle(f"Gene variation on slide {joined.slide}, {units}", fontsize=13)
+    _save(figure, path)
+
+
+def density_figure(
+    groups: Mapping[str, np.ndarray], path: str | os.PathLike[str], *, title: str, xlabel: str
+) -> None:
+    """Writes the densities of some groups of numbers as outlines over one another.
+
+    Bins, 60 of equal width, span all groups; each outline encloses an area of 1.
+
+    Args:
+      groups: numbers by the name that the legend gives them.
+      path: the file; the suffix says its kind.
+      title: the figure's.
+      xlabel: what the numbers are.
+
+    Raises:
+      ConfigError: matplotlib cannot write this kind of file.
+    """
+    from matplotlib.figure import Figure
+
+    values = {name: np.ravel(numbers) for name, numbers in groups.items()}
+    everything = np.concatenate(list(values.values()))
+    edges = np.linspace(everything.min(), everything.max(), 61)
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for colour, (name, numbers) in zip(_COLOURS, values.items(), strict=False):
+        height, _ = np.histogram(numbers, edges, density=True)
+        axis.stairs(height, edges, color=colour, fill=colour == _COLOURS[0], lw=1.8, label=name)
+    axis.set_xlabel(xlabel, fontsize=10)
+    axis.set_ylabel("density", fontsize=10)
+    axis.set_title(title, fontsize=13)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=10)
     _save(figure, path)
 
 
