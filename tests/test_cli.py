@@ -23,6 +23,7 @@ TINY = [
     "--config.model.depth=1",
     "--config.train.steps=6",
     "--config.train.batch=8",
+    "--config.train.accumulate=2",
     "--config.train.validate_every=3",
     "--config.train.save_every=3",
     "--config.train.log_every=2",
