@@ -33,13 +33,13 @@ def default_config() -> Any:
     c = config.default_config()
     c.name = "stem_demo"
     c.data.test, c.data.val = TEST, VAL
-    c.model.width, c.model.depth, c.model.heads = 48, 2, 2
+    c.model.width, c.model.depth, c.model.heads = 48, 3, 2
     c.diffusion.noise_mean, c.diffusion.noise_std = 0.0, 1.4
-    c.diffusion.mean_fraction, c.diffusion.condition_noise = 0.25, 0.5
-    c.optim.learning_rate, c.optim.schedule, c.optim.warmup = 1e-3, "cosine", 100
+    c.diffusion.mean_fraction, c.diffusion.condition_noise = 0.25, 1.0
+    c.optim.learning_rate, c.optim.schedule, c.optim.warmup = 3e-3, "cosine", 100
     c.optim.ema = 0.995
-    c.train.batch, c.train.accumulate, c.train.steps = 128, 8, 1200
-    c.train.validate_every = c.train.save_every = 300
+    c.train.batch, c.train.accumulate, c.train.steps = 128, 8, 1000
+    c.train.validate_every = c.train.save_every = 200
     return c
 
 
@@ -140,7 +140,7 @@ def _score(
     plots.density_figure(
         _mode_scores(sections, source, draws, mean),
         modes,
-        title="A hidden mode that no image shows: draws have both, a mean has neither",
+        title="Hidden modes: draws have both, a mean has neither",
         xlabel="mode score (-1 and +1 are the two modes of the law)",
     )
     written = (out / "prediction.h5ad", out / "metrics.json", *made, modes)

@@ -168,7 +168,8 @@ def density_figure(
 ) -> None:
     """Writes the densities of some groups of numbers as outlines over one another.
 
-    Bins, 60 of equal width, span all groups; each outline encloses an area of 1.
+    Bins, 60 of equal width, span all groups; each outline is scaled to its own peak, so that a
+    narrow group does not flatten a broad one.
 
     Args:
       groups: numbers by the name that the legend gives them.
@@ -187,13 +188,20 @@ def density_figure(
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axis = figure.subplots()
     for colour, (name, numbers) in zip(_COLOURS, values.items(), strict=False):
-        height, _ = np.histogram(numbers, edges, density=True)
-        axis.stairs(height, edges, color=colour, fill=colour == _COLOURS[0], lw=1.8, label=name)
+        height, _ = np.histogram(numbers, edges)
+        axis.stairs(
+            height / height.max(),
+            edges,
+            color=colour,
+            fill=colour == _COLOURS[0],
+            lw=1.8,
+            label=name,
+        )
     axis.set_xlabel(xlabel, fontsize=10)
-    axis.set_ylabel("density", fontsize=10)
+    axis.set_ylabel("density, relative to its peak", fontsize=10)
     axis.set_title(title, fontsize=13)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     _save(figure, path)
 
 
