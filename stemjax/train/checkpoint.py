@@ -30,6 +30,10 @@ from stemjax.typing import Params
 
 FORMAT = 1
 
+# What may change between the parts of a run, since no weight depends on it. Where the records lie
+# is not what they are: their digests are compared.
+_NEUTRAL = {"data": ("records", "residence"), "train": ("log_every", "keep")}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
@@ -136,7 +140,6 @@ class Checkpoints:
 
     def _require_same_run(self) -> None:
         path, ours = self.workdir / "config.json", self.card.to_json()
-        ours.pop("versions")
         if not path.exists():
             partial = path.with_name(path.name + ".tmp")
             partial.write_text(json.dumps(ours, indent=1))
@@ -148,8 +151,7 @@ class Checkpoints:
             raise errors.CheckpointMismatchError(
                 f"{path} is not JSON ({error})", fix="use another --workdir"
             ) from error
-        ours = json.loads(json.dumps(ours))
-        lines = config.differences(theirs, ours)
+        lines = config.differences(_identity(theirs), _identity(json.loads(json.dumps(ours))))
         if lines:
             shown = "; ".join(line if len(line) < 160 else line[:157] + "..." for line in lines[:5])
             raise errors.CheckpointMismatchError(
@@ -214,6 +216,20 @@ class Checkpoints:
         for manager in (self._steps, self._best):
             manager.wait_until_finished()
             manager.close()
+
+
+def _identity(card: dict[str, Any]) -> dict[str, Any]:
+    """Returns the card without what may change between the parts of a run."""
+    kept = {name: value for name, value in card.items() if name != "versions"}
+    experiment = kept.get("experiment")
+    if isinstance(experiment, dict):
+        kept["experiment"] = {
+            group: {k: v for k, v in part.items() if k not in _NEUTRAL.get(group, ())}
+            if isinstance(part, dict)
+            else part
+            for group, part in experiment.items()
+        }
+    return kept
 
 
 def _damaged(folder: pathlib.Path, error: Exception) -> errors.CheckpointError:

@@ -109,6 +109,17 @@ def test_a_workdir_of_another_configuration_is_refused(toy_records, toy_experime
     assert "--workdir" in error.value.fix
 
 
+def test_a_run_goes_on_though_its_records_moved(toy_records, toy_experiment, tmp_path):
+    loop.train(toy_experiment, toy_records, tmp_path, layout=_one_device(), stop_at=2)
+    moved = _replaced(toy_experiment, "data", records="/elsewhere", residence="stream")
+    result = loop.train(moved, toy_records, tmp_path, layout=_one_device(), stop_at=3)
+    assert result.step == 3
+    info = dataclasses.replace(toy_records.slides["T1"], digest="another")
+    changed = dataclasses.replace(toy_records, slides={**toy_records.slides, "T1": info})
+    with pytest.raises(errors.CheckpointMismatchError, match=r"split\.digests\.T1"):
+        loop.train(toy_experiment, changed, tmp_path, layout=_one_device())
+
+
 def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(
     toy_records, toy_experiment, tmp_path
 ):
