@@ -149,61 +149,29 @@ class Space:
           RecordsError: there are no rows.
         """
         forward = transforms.get_transform(transform).forward
-        expression, condition = _Moments(), _Moments()
+        expression, condition = transforms.Moments(), transforms.Moments()
         for table in (tables,) if isinstance(tables, records_lib.Table) else tables:
             for rows in _chunks(table.n):
                 expression.add(forward(table.counts[rows], table.total[rows]), table.mask[rows])
-                first = table.embeddings[rows, 0]
-                condition.add(first, np.ones_like(first, np.uint8))
+                condition.add(table.embeddings[rows, 0])
         return cls(
             genes=genes,
             transform=transform,
-            expression=expression.standardisation(fitted=standardise_expression),
-            condition=condition.standardisation(fitted=standardise_condition),
+            expression=_standardisation(expression, fitted=standardise_expression),
+            condition=_standardisation(condition, fitted=standardise_condition),
         )
 
 
-class _Moments:
-    """Running mean and squared deviation of each column, over rows whose mask is 1.
-
-    Chunks are merged by the pairwise formula of Chan, Golub and LeVeque (1979), which does not
-    lose the deviation in the difference of two large sums.
-    """
-
-    def __init__(self) -> None:
-        self.weight = self.mean = self.square = np.zeros(0)
-
-    def add(self, x: np.ndarray, mask: np.ndarray) -> None:
-        x, mask = x.astype(np.float64), mask.astype(np.float64)
-        if not self.weight.size:
-            self.weight = self.mean = self.square = np.zeros(x.shape[1])
-        weight = mask.sum(axis=0)
-        mean = (x * mask).sum(axis=0) / np.maximum(weight, 1)
-        square = (mask * (x - mean) ** 2).sum(axis=0)
-        both = np.maximum(self.weight + weight, 1)
-        gap = mean - self.mean
-        self.square = self.square + square + gap**2 * self.weight * weight / both
-        self.mean = self.mean + gap * weight / both
-        self.weight = self.weight + weight
-
-    def standardisation(self, *, fitted: bool) -> transforms.Standardisation:
-        if not self.weight.size:
-            raise errors.RecordsError(
-                "There are no training rows to fit the model's space on",
-                fix="Check that the training slides have spots",
-            )
-        if not fitted:
-            width = len(self.mean)
-            return transforms.Standardisation(
-                mean=np.zeros(width, np.float32), std=np.ones(width, np.float32)
-            )
-        std = np.sqrt(self.square / np.maximum(self.weight, 1))
-        # A column that never changes: float64 sums of equal float32 values are exact, so its
-        # deviation is exactly 0 and no tolerance is needed.
-        std = np.where(std > 0, std, 1.0)
-        return transforms.Standardisation(
-            mean=self.mean.astype(np.float32), std=std.astype(np.float32)
+def _standardisation(moments: transforms.Moments, *, fitted: bool) -> transforms.Standardisation:
+    if not moments.width:
+        raise errors.RecordsError(
+            "There are no training rows to fit the model's space on",
+            fix="check that the training slides have spots",
         )
+    if fitted:
+        return moments.standardisation()
+    zero = np.zeros(moments.width, np.float32)
+    return transforms.Standardisation(mean=zero, std=zero + 1)
 
 
 def _chunks(n: int) -> Iterator[slice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -114,17 +114,11 @@ class Standardisation:
             raise errors.RecordsError(
                 "the mask does not fit the values", expected=str(x.shape), found=str(mask.shape)
             )
-        n, total, squares = np.zeros((3, x.shape[1]))
-        for values, use in _blocks(x, mask):
-            n += use.sum(axis=0)
-            total += np.where(use, values, 0).sum(axis=0)
-        mean = total / np.maximum(n, 1)
-        for values, use in _blocks(x, mask):
-            squares += (np.where(use, values - mean, 0) ** 2).sum(axis=0)
-        std = np.sqrt(squares / np.maximum(n, 1))
-        # A deviation below this is rounding, which would be blown up to unit variance.
-        std[~(std > 1e-6 * np.abs(mean))] = 1.0
-        return cls(mean=mean.astype(np.float32), std=std.astype(np.float32))
+        moments = Moments()
+        for start in range(0, len(x), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            moments.add(x[rows], None if mask is None else mask[rows])
+        return moments.standardisation()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes back, bit for bit."""
@@ -144,8 +138,39 @@ class Standardisation:
         return cls(mean=mean, std=std)
 
 
-def _blocks(x: np.ndarray, mask: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(x), _CHUNK):
-        values = np.asarray(x[start : start + _CHUNK], np.float64)
-        use = np.ones(values.shape, bool) if mask is None else mask[start : start + _CHUNK] != 0
-        yield values, use
+class Moments:
+    """Running mean and squared deviation of each column, over the entries whose mask is not 0.
+
+    Portions are merged by the pairwise formula of Chan, Golub and LeVeque (1979), which does not
+    lose the deviation in the difference of two large sums.
+    """
+
+    def __init__(self) -> None:
+        self._weight = self._mean = self._square = np.zeros(0)
+
+    def add(self, x: Real[np.ndarray, "n g"], mask: Real[np.ndarray, "n g"] | None = None) -> None:
+        """Takes further rows."""
+        use = np.ones(x.shape, bool) if mask is None else mask != 0
+        values = np.where(use, x, 0).astype(np.float64)
+        if not self._weight.size:
+            self._weight = self._mean = self._square = np.zeros(x.shape[1])
+        weight = use.sum(axis=0)
+        mean = values.sum(axis=0) / np.maximum(weight, 1)
+        square = (np.where(use, values - mean, 0) ** 2).sum(axis=0)
+        both = np.maximum(self._weight + weight, 1)
+        gap = mean - self._mean
+        self._square = self._square + square + gap**2 * self._weight * weight / both
+        self._mean = self._mean + gap * weight / both
+        self._weight = self._weight + weight
+
+    @property
+    def width(self) -> int:
+        """Columns; 0 before the first rows."""
+        return len(self._mean)
+
+    def standardisation(self) -> Standardisation:
+        """Mean and population standard deviation; std 1 where a column does not vary."""
+        std = np.sqrt(self._square / np.maximum(self._weight, 1))
+        # A deviation below this is rounding, which would be blown up to unit variance.
+        std = np.where(std > 1e-6 * np.abs(self._mean), std, 1.0)
+        return Standardisation(mean=self._mean.astype(np.float32), std=std.astype(np.float32))
