@@ -10,8 +10,8 @@ import pytest
 import scipy.sparse
 import tifffile
 
-from stemjax import errors
-from stemjax.data import hest, slides
+from stemjax import cli, errors
+from stemjax.data import hest, records, slides
 
 anndata = pytest.importorskip("anndata")
 
@@ -285,3 +285,18 @@ def test_slides_listed_are_those_with_counts(folder):
     assert hest.list_slides(folder) == ["A1", ID]
     with pytest.raises(errors.SlideError, match="no folder of HEST slides.*st, wsis"):
         hest.list_slides(folder / "wsis")
+
+
+def test_the_command_prepares_a_hest_folder(folder, tmp_path, capsys):
+    genes = tmp_path / "genes.txt"
+    genes.write_text("ERBB2\nKRT5\n")
+    command = ["prepare", "--layout", "hest", "--data", str(folder), "--out", f"{tmp_path}/out",
+               "--genes", str(genes), "--workers", "1"]  # fmt: skip
+    assert cli.main(command) == 0
+    source = records.open_records(tmp_path / "out")
+    slide, kept = hest.read_slide(folder, ID), source.load([ID])
+    assert kept.barcodes == slide.barcodes
+    np.testing.assert_array_equal(kept.counts, slide.counts.toarray()[:, [1, 3]])
+    np.testing.assert_array_equal(kept.total, slide.counts.toarray().sum(1))
+    assert source.slides[ID].patient == "Patient 1"
+    assert f"{ID}: 55 spots" in capsys.readouterr().out
