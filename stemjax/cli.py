@@ -289,7 +289,7 @@ def _predict(args: argparse.Namespace, rest: Sequence[str]) -> None:
     predict.write(result, args.output)
     print(  # noqa: T201
         f"{args.output}: {result.n_obs} spots, {result.n_vars} genes, mode {args.mode}, "
-        f"{sampling.evaluations} evaluations a spot"
+        f"{sampling.evaluations} network evaluation{'s' * (sampling.evaluations != 1)} a spot"
     )
 
 
