@@ -102,6 +102,18 @@ class CheckpointMismatchError(StemjaxError):
     code = "SJ-K02"
 
 
+class TorchFileError(StemjaxError):
+    """A PyTorch file is damaged, not a plain checkpoint, or holds another network."""
+
+    code = "SJ-X01"
+
+
+class BundleError(StemjaxError):
+    """A bundle is missing, incomplete or damaged."""
+
+    code = "SJ-X02"
+
+
 class NonFiniteError(StemjaxError):
     """The loss or a gradient became NaN or infinite."""
 

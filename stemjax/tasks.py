@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from stemjax import errors
 from stemjax.data import records
-from stemjax.diffusion import denoiser, noise, sampler
+from stemjax.diffusion import denoiser, ladders, noise, rules, sampler
 from stemjax.models import network
 from stemjax.typing import Batch, Params
 
@@ -93,11 +93,11 @@ class Sampling:
         return {"mean": 1, "pair": 2, "draws": self.n_draws}[self.mode]
 
     @property
-    def rule(self) -> sampler.StepRule:
+    def rule(self) -> rules.StepRule:
         """The step rule."""
         if self.sampler == "ddim":
-            return sampler.Ddim(eta=self.eta)
-        return sampler.Heun() if self.sampler == "heun" else sampler.DpmSolverPP2M()
+            return rules.Ddim(eta=self.eta)
+        return rules.Heun() if self.sampler == "heun" else rules.DpmSolverPP2M()
 
     @property
     def evaluations(self) -> int:
@@ -207,7 +207,7 @@ class StemTask:
         )
         if sampling.mode == "mean":
             return denoiser.conditional_mean(denoise, batch=cond.shape[0], genes=self.genes)[None]
-        rungs = noise.karras_ladder(
+        rungs = ladders.karras(
             sampling.steps,
             sigma_min=sampling.sigma_min,
             sigma_max=sampling.sigma_max,

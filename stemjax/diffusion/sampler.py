@@ -14,10 +14,8 @@ draw, never on the batch, so a spot's samples are the same in whatever company i
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,197 +23,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 from stemjax import errors
-from stemjax.diffusion import denoiser
-
-type Carry = Any
-"""What a multistep rule remembers between steps: a pytree of arrays of fixed shape, or ()."""
+from stemjax.diffusion import denoiser, rules
 
 # A row's key has two uses, kept apart by what is folded in.
 _INITIAL, _STEPS = 0, 1
-
-
-@runtime_checkable
-class StepRule(Protocol):
-    """How x moves from one noise level to the next lower one.
-
-    A rule is stateless; what it remembers of earlier steps travels in a carry. At
-    ``sigma_next = 0`` each rule here is of first order and returns the denoised estimate.
-    """
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether a step adds fresh noise."""
-        ...
-
-    def evaluations(self, steps: int) -> int:
-        """Returns the number of network evaluations of a row in so many steps."""
-        ...
-
-    def init(self, x: Float[Array, "b g"]) -> Carry:
-        """Returns the carry before the first step."""
-        ...
-
-    def step(
-        self,
-        denoise: denoiser.Denoiser,
-        carry: Carry,
-        x: Float[Array, "b g"],
-        sigma: Float[Array, ""],
-        sigma_next: Float[Array, ""],
-        noise: Float[Array, "b g"] | None,
-    ) -> tuple[Float[Array, "b g"], Carry]:
-        """Returns x at ``sigma_next`` and the new carry.
-
-        Args:
-          denoise: the denoiser.
-          carry: what `init` or the step before returned.
-          x: state at ``sigma``.
-          sigma: noise level, > 0.
-          sigma_next: next noise level, 0 <= sigma_next < sigma.
-          noise: fresh unit normal noise if the rule is stochastic, else None.
-        """
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ddim:
-    """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) in noise-level form; order 1.
-
-    Of the next level, sigma_up² = eta² sigma_next² (sigma² - sigma_next²) / sigma² is fresh noise
-    and sigma_down² = sigma_next² - sigma_up² is what is left of the old: a straight move to
-    sigma_down, then noise. eta = 0 is Euler's rule on the probability-flow ODE, in noise-level
-    form the same formula; eta = 1 is ancestral (DDPM) sampling. A step to 0 adds no noise. One
-    evaluation a step.
-
-    Attributes:
-      eta: share of fresh noise, 0..1.
-
-    Raises:
-      ConfigError: eta is outside 0..1.
-    """
-
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise errors.ConfigError("eta of DDIM", expected="0 to 1", found=str(self.eta))
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether eta > 0."""
-        return self.eta > 0
-
-    def evaluations(self, steps: int) -> int:
-        """Returns steps."""
-        return steps
-
-    def init(self, x: Float[Array, "b g"]) -> Carry:
-        """Returns an empty carry."""
-        return ()
-
-    def step(
-        self,
-        denoise: denoiser.Denoiser,
-        carry: Carry,
-        x: Float[Array, "b g"],
-        sigma: Float[Array, ""],
-        sigma_next: Float[Array, ""],
-        noise: Float[Array, "b g"] | None,
-    ) -> tuple[Float[Array, "b g"], Carry]:
-        """Returns x at ``sigma_next``; see `StepRule.step`."""
-        denoised = denoise(x, _rows(sigma, x))
-        ratio = sigma_next / sigma
-        if noise is None:
-            return _towards(denoised, x, ratio), carry
-        # sigma_down² with its two terms positive: the difference of squares would cancel.
-        kept = jnp.sqrt((1 - self.eta**2) + (self.eta * ratio) ** 2)
-        sigma_up = self.eta * sigma_next * jnp.sqrt((1 - ratio) * (1 + ratio))
-        return _towards(denoised, x, ratio * kept) + sigma_up * noise, carry
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Heun:
-    """Heun's rule of EDM (Algorithm 1 with sigma(t) = t and s(t) = 1); order 2.
-
-    An Euler step, then the same step with the mean of the slopes at its two ends. The last step,
-    to 0, stays an Euler step and costs one evaluation; the others cost two.
-    """
-
-    @property
-    def stochastic(self) -> bool:
-        """False."""
-        return False
-
-    def evaluations(self, steps: int) -> int:
-        """Returns 2 steps - 1."""
-        return 2 * steps - 1
-
-    def init(self, x: Float[Array, "b g"]) -> Carry:
-        """Returns an empty carry."""
-        return ()
-
-    def step(
-        self,
-        denoise: denoiser.Denoiser,
-        carry: Carry,
-        x: Float[Array, "b g"],
-        sigma: Float[Array, ""],
-        sigma_next: Float[Array, ""],
-        noise: Float[Array, "b g"] | None,
-    ) -> tuple[Float[Array, "b g"], Carry]:
-        """Returns x at ``sigma_next``; see `StepRule.step`."""
-        denoised = denoise(x, _rows(sigma, x))
-        predicted = _towards(denoised, x, sigma_next / sigma)
-
-        def correct() -> Float[Array, "b g"]:
-            slope = (x - denoised) / sigma
-            slope_next = (predicted - denoise(predicted, _rows(sigma_next, x))) / sigma_next
-            return x + (sigma_next - sigma) * (slope + slope_next) / 2
-
-        # A branch, not a select: the network must not run for nothing on the last step.
-        return jax.lax.cond(sigma_next > 0, correct, lambda: predicted), carry
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DpmSolverPP2M:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2); order 2, one evaluation.
-
-    With lambda = -ln sigma, h = lambda_next - lambda and h_prev the step before, the denoised
-    estimate is carried half a step on, D̂ = D + (h / 2 h_prev) (D - D_prev), and x moves
-    towards D̂. The first step, which has no history, and a step to 0 use D itself.
-    """
-
-    @property
-    def stochastic(self) -> bool:
-        """False."""
-        return False
-
-    def evaluations(self, steps: int) -> int:
-        """Returns steps."""
-        return steps
-
-    def init(self, x: Float[Array, "b g"]) -> Carry:
-        """Returns (former denoised estimate, former noise level): none yet, at infinity."""
-        # h_prev is infinite at the first step, so that the extrapolation weighs nothing.
-        return jnp.zeros_like(x), jnp.full((), jnp.inf, x.dtype)
-
-    def step(
-        self,
-        denoise: denoiser.Denoiser,
-        carry: Carry,
-        x: Float[Array, "b g"],
-        sigma: Float[Array, ""],
-        sigma_next: Float[Array, ""],
-        noise: Float[Array, "b g"] | None,
-    ) -> tuple[Float[Array, "b g"], Carry]:
-        """Returns x at ``sigma_next``; see `StepRule.step`."""
-        denoised_before, sigma_before = carry
-        denoised = denoise(x, _rows(sigma, x))
-        # A step to 0 is infinite in lambda: its place is taken by h = 0, no extrapolation.
-        h = jnp.log(sigma / jnp.where(sigma_next > 0, sigma_next, sigma))
-        weight = h / (2 * jnp.log(sigma_before / sigma))
-        extrapolated = denoised + weight * (denoised - denoised_before)
-        return _towards(extrapolated, x, sigma_next / sigma), (denoised, sigma)
 
 
 def sample(
@@ -224,7 +35,7 @@ def sample(
     x: Float[Array, "b g"],
     keys: Key[Array, " b"],
     *,
-    rule: StepRule,
+    rule: rules.StepRule,
     signs: Float[Array, " b"] | None = None,
 ) -> Float[Array, "b g"]:
     """Returns x carried down the ladder: at the last rung 0, a sample of x0 for each row.
@@ -234,7 +45,7 @@ def sample(
 
     Args:
       denoise: denoiser with the condition of these b rows bound.
-      rungs: noise levels, strictly falling (`noise.karras_ladder`); may be a traced array.
+      rungs: noise levels, strictly falling (`ladders.karras`); may be a traced array.
       x: state at ``rungs[0]``: already noisy, that is rungs[0] times unit noise for a start
         from nothing (`draw` does that), not the unit noise itself.
       keys: one key a row, folded with the number of the step; used by stochastic rules only.
@@ -257,8 +68,8 @@ def sample(
         return unit if signs is None else signs.astype(x.dtype)[:, None] * unit
 
     def body(
-        state: tuple[Float[Array, "b g"], Carry], rung: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Float[Array, "b g"], Carry], None]:
+        state: tuple[Float[Array, "b g"], rules.Carry], rung: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Float[Array, "b g"], rules.Carry], None]:
         x, carry = state
         step, sigma, sigma_next = rung
         noise = fresh_noise(step)
@@ -274,7 +85,7 @@ def draw(
     rungs: Float[Array, " s"],
     keys: Key[Array, " l"],
     *,
-    rule: StepRule,
+    rule: rules.StepRule,
     genes: int,
     n_draws: int,
     antithetic: bool,
@@ -383,15 +194,3 @@ def _fold(keys: Key[Array, "*rows"], data: UInt32[Array, ""]) -> Key[Array, "*ro
 def _unit_normal(keys: Key[Array, " b"], genes: int, dtype: jnp.dtype) -> Float[Array, "b g"]:
     """Returns a row of unit normal noise from each key."""
     return jax.vmap(lambda key: jax.random.normal(key, (genes,), dtype))(keys)
-
-
-def _towards(
-    target: Float[Array, "b g"], x: Float[Array, "b g"], ratio: Float[Array, ""]
-) -> Float[Array, "b g"]:
-    """Returns target + ratio (x - target): x itself at 1, the target at 0."""
-    return target + ratio * (x - target)
-
-
-def _rows(sigma: Float[Array, ""], x: Float[Array, "b g"]) -> Float[Array, " b"]:
-    """Returns the noise level repeated for each row of x."""
-    return jnp.broadcast_to(sigma, x.shape[:1])

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from stemjax import errors
-from stemjax.diffusion import noise
+from stemjax.diffusion import ladders, noise
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,13 @@ from stemjax.diffusion import noise
     ],
 )
 def test_ladder_hand_numbers(sigma_min, sigma_max, rho, expected):
-    rungs = noise.karras_ladder(3, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    rungs = ladders.karras(3, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
     # One rounding to float32.
     np.testing.assert_allclose(rungs, expected, rtol=1e-7, atol=0)
 
 
 def test_ladder_defaults_are_edm():
-    rungs = np.asarray(noise.karras_ladder(18))
+    rungs = np.asarray(ladders.karras(18))
     assert rungs.dtype == np.float32
     np.testing.assert_allclose(rungs[[0, 17, 18]], [80.0, 0.002, 0.0], rtol=1e-7)
     # The seventh roots of the rungs above zero are evenly spaced; float32 rounding of a rung is
@@ -39,7 +39,7 @@ def test_ladder_defaults_are_edm():
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 1000])
 def test_ladder_falls_strictly_to_zero(steps):
-    rungs = np.asarray(noise.karras_ladder(steps))
+    rungs = np.asarray(ladders.karras(steps))
     assert len(rungs) == steps + 1
     assert rungs[0] == 80
     assert rungs[-1] == 0
@@ -59,7 +59,7 @@ def test_ladder_falls_strictly_to_zero(steps):
 )
 def test_ladder_that_cannot_work_is_named(wrong, named):
     with pytest.raises(errors.ConfigError, match=named):
-        noise.karras_ladder(**wrong)
+        ladders.karras(**wrong)
 
 
 def test_log_normal_has_its_law(key):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from stemjax import errors
-from stemjax.diffusion import noise, sampler
+from stemjax.diffusion import ladders, rules, sampler
 
-RULES = [sampler.Ddim(), sampler.Heun(), sampler.DpmSolverPP2M()]
-ALL_RULES = [*RULES, sampler.Ddim(eta=1.0)]
+RULES = [rules.Ddim(), rules.Heun(), rules.DpmSolverPP2M()]
+ALL_RULES = [*RULES, rules.Ddim(eta=1.0)]
 MEAN, VARIANCE = np.array([0.3, -1.0, 0.7]), np.array([0.25, 1.0, 4.0])
 
 
@@ -49,7 +49,7 @@ def _keys(rows):
 
 def _error(rule, steps, x):
     # The smallest rung is far below the data's scale: at .1 the last jump would swamp the order.
-    rungs = noise.karras_ladder(steps, sigma_min=1e-4, sigma_max=10.0).astype(jnp.float64)
+    rungs = ladders.karras(steps, sigma_min=1e-4, sigma_max=10.0).astype(jnp.float64)
     got = sampler.sample(_gaussian, rungs, x, _keys(len(x)), rule=rule)
     return np.sqrt(np.mean((got - _gaussian_flow(x, 10.0)) ** 2))
 
@@ -66,12 +66,12 @@ def test_order_of_convergence(key, rule, order):
     assert slope == pytest.approx(order, abs=0.25)
 
 
-@pytest.mark.parametrize("rule", [sampler.Heun(), sampler.DpmSolverPP2M()], ids=["heun", "2m"])
+@pytest.mark.parametrize("rule", [rules.Heun(), rules.DpmSolverPP2M()], ids=["heun", "2m"])
 def test_agrees_with_diffrax(key, rule):
     """Tsit5 on dx/dsigma = (x - D) / sigma at tight tolerance is the oracle."""
     with jax.enable_x64(True):
         x = _start(key, 20.0, 16, 2)
-        rungs = noise.karras_ladder(400, sigma_min=1e-3, sigma_max=20.0).astype(jnp.float64)[:-1]
+        rungs = ladders.karras(400, sigma_min=1e-3, sigma_max=20.0).astype(jnp.float64)[:-1]
 
         def slope(sigma, x, args):
             return (x - _mixture(x, jnp.broadcast_to(sigma, x.shape[:1]))) / sigma
@@ -100,11 +100,11 @@ def test_agrees_with_diffrax(key, rule):
 def test_stops_at_the_last_rung(key, rule):
     with jax.enable_x64(True):
         x = _start(key, 10.0, 32, 3)
-        rungs = noise.karras_ladder(801, sigma_min=0.5, sigma_max=10.0).astype(jnp.float64)[:-1]
+        rungs = ladders.karras(801, sigma_min=0.5, sigma_max=10.0).astype(jnp.float64)[:-1]
         got = sampler.sample(_gaussian, rungs, x, _keys(32), rule=rule)
     # 800 steps of ln 20 / 800 = .004 each, on a state of unit scale: .004 in first order (Euler),
     # .004^2 = 1.6e-5 in second.
-    atol = 0.01 if isinstance(rule, sampler.Ddim) else 3e-5
+    atol = 0.01 if isinstance(rule, rules.Ddim) else 3e-5
     np.testing.assert_allclose(got, _gaussian_flow(x, 10.0, 0.5), atol=atol)
 
 
@@ -119,7 +119,7 @@ def test_last_step_returns_the_denoised_estimate(key, rule):
 
 @pytest.mark.parametrize("rule", RULES, ids=["ddim", "heun", "dpmpp2m"])
 def test_float32_state_follows_float64(key, rule):
-    rungs = noise.karras_ladder(18)
+    rungs = ladders.karras(18)
     with jax.enable_x64(True):
         x = _start(key, 80.0, 32, 3)
         fine = sampler.sample(_gaussian, rungs.astype(jnp.float64), x, _keys(32), rule=rule)
@@ -142,8 +142,8 @@ def _euler(denoise, rungs, x):
 def test_ddim_without_noise_is_euler(key):
     with jax.enable_x64(True):
         x = _start(key, 80.0, 16, 2)
-        rungs = noise.karras_ladder(12).astype(jnp.float64)
-        got = sampler.sample(_mixture, rungs, x, _keys(16), rule=sampler.Ddim())
+        rungs = ladders.karras(12).astype(jnp.float64)
+        got = sampler.sample(_mixture, rungs, x, _keys(16), rule=rules.Ddim())
         np.testing.assert_allclose(got, _euler(_mixture, rungs, x), rtol=1e-10)
 
 
@@ -161,7 +161,7 @@ def test_ddim_step_is_the_published_one(key, eta, t):
     with jax.enable_x64(True):
         key_x, key_x0, key_noise = jax.random.split(key, 3)
         x_vp, x0, fresh = (jax.random.normal(k, (4, 3)) for k in (key_x, key_x0, key_noise))
-        got, _ = sampler.Ddim(eta=eta).step(
+        got, _ = rules.Ddim(eta=eta).step(
             lambda x, sigma: x0, (), x_vp / np.sqrt(before), jnp.asarray(sigma),
             jnp.asarray(sigma_next),
             fresh if eta else None,
@@ -187,9 +187,9 @@ def test_stochastic_ddim_keeps_the_marginal_variance(eta):
     def variance(steps):
         draws = sampler.draw(
             lambda x, sigma: _gaussian(x, sigma, 0.0, 1.0),
-            noise.karras_ladder(steps),
+            ladders.karras(steps),
             _keys(spots),
-            rule=sampler.Ddim(eta=eta),
+            rule=rules.Ddim(eta=eta),
             genes=genes,
             n_draws=1,
             antithetic=False,
@@ -205,18 +205,18 @@ def test_stochastic_ddim_keeps_the_marginal_variance(eta):
 @pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
 def test_eta_outside_is_named(eta):
     with pytest.raises(errors.ConfigError, match="eta"):
-        sampler.Ddim(eta=eta)
+        rules.Ddim(eta=eta)
 
 
 # --- what is drawn ---
 
 
-@pytest.mark.parametrize("rule", [sampler.DpmSolverPP2M(), sampler.Ddim(eta=1.0)], ids=["2m", "a"])
+@pytest.mark.parametrize("rule", [rules.DpmSolverPP2M(), rules.Ddim(eta=1.0)], ids=["2m", "a"])
 def test_both_modes_with_their_weights(rule):
     spots, n_draws = 1000, 4
     draws = sampler.draw(
         _mixture,
-        noise.karras_ladder(128),
+        ladders.karras(128),
         _keys(spots),
         rule=rule,
         genes=2,
@@ -239,7 +239,7 @@ def test_both_modes_with_their_weights(rule):
 def test_pair_average_of_an_odd_denoiser_is_exactly_zero(rule):
     draws = sampler.draw(
         lambda x, sigma: _gaussian(x, sigma, 0.0, VARIANCE),
-        noise.karras_ladder(8),
+        ladders.karras(8),
         _keys(10),
         rule=rule,
         genes=3,
@@ -255,9 +255,9 @@ def test_pair_average_of_an_odd_denoiser_is_exactly_zero(rule):
 def test_pair_average_of_a_linear_denoiser_is_the_mean():
     draws = sampler.draw(
         _gaussian,
-        noise.karras_ladder(64),
+        ladders.karras(64),
         _keys(10),
-        rule=sampler.DpmSolverPP2M(),
+        rule=rules.DpmSolverPP2M(),
         genes=3,
         n_draws=2,
         antithetic=True,
@@ -278,7 +278,7 @@ def test_step_noise_is_apart_from_initial_noise_and_from_other_draws():
         lambda x, sigma: x,  # then x moves by its fresh noise alone
         rungs,
         _keys(spots),
-        rule=sampler.Ddim(eta=1.0),
+        rule=rules.Ddim(eta=1.0),
         genes=genes,
         n_draws=2,
         antithetic=False,

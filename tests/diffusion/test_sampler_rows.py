@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stemjax.diffusion import denoiser, noise, sampler
+from stemjax.diffusion import denoiser, ladders, rules, sampler
 
-ALL_RULES = [sampler.Ddim(), sampler.Heun(), sampler.DpmSolverPP2M(), sampler.Ddim(eta=1.0)]
+ALL_RULES = [rules.Ddim(), rules.Heun(), rules.DpmSolverPP2M(), rules.Ddim(eta=1.0)]
 
 
 def _shrink(x, sigma):
@@ -39,7 +39,7 @@ def test_a_row_is_the_same_in_any_company(key, rule):
         def draw(cond, keys):
             return sampler.draw(
                 _conditioned(cond, n_draws),
-                noise.karras_ladder(8),
+                ladders.karras(8),
                 keys,
                 rule=rule,
                 genes=5,
@@ -67,9 +67,9 @@ def test_four_devices_draw_what_one_draws(key):
     def draw(cond, keys):
         return sampler.draw(
             _conditioned(cond, 2),
-            noise.karras_ladder(8),
+            ladders.karras(8),
             keys,
-            rule=sampler.Ddim(eta=1.0),
+            rule=rules.Ddim(eta=1.0),
             genes=5,
             n_draws=2,
             antithetic=True,
@@ -127,12 +127,12 @@ def test_network_runs_as_often_as_stated(key, rule, steps):
         return _shrink(x, sigma)
 
     x = 80 * jax.random.normal(key, (2, 3), jnp.float32)
-    rungs = noise.karras_ladder(steps)
+    rungs = ladders.karras(steps)
     jax.block_until_ready(
         sampler.sample(counted, rungs, x, sampler.spot_keys(0, "A1", "ab"), rule=rule)
     )
     jax.effects_barrier()
-    heun = isinstance(rule, sampler.Heun)
+    heun = isinstance(rule, rules.Heun)
     assert len(visited) == rule.evaluations(steps) == (2 * steps - 1 if heun else steps)
     # Once at each rung above zero; Heun once more at each rung between the first and the last.
     expected = list(rungs[:-1]) + (list(rungs[1:-1]) if heun else [])
@@ -149,14 +149,14 @@ def test_one_compilation_for_all_seeds_and_ladders():
             _shrink,
             rungs,
             keys,
-            rule=sampler.DpmSolverPP2M(),
+            rule=rules.DpmSolverPP2M(),
             genes=3,
             n_draws=2,
             antithetic=True,
         )
 
     results = [
-        np.asarray(draw(noise.karras_ladder(8, sigma_max=top), sampler.spot_keys(seed, "A1", "ab")))
+        np.asarray(draw(ladders.karras(8, sigma_max=top), sampler.spot_keys(seed, "A1", "ab")))
         for seed in (0, 1)
         for top in (40.0, 80.0)
     ]
