@@ -20,6 +20,7 @@ import ml_collections
 from stemjax import errors, tasks
 from stemjax.diffusion import noise
 from stemjax.models import stem
+from stemjax.names import split_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,22 +64,44 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    """Training noise and loss.
+    """Process, training noise and loss; see `stemjax.tasks.StemTask`.
 
     Attributes:
-      noise_mean: mean of ln sigma (EDM's P_mean).
-      noise_std: standard deviation of ln sigma (EDM's P_std).
-      sigma_data: standard deviation of the model's space.
+      process: ``edm``, or ``ddpm``, the published process: eps and learned variance over 1000
+        linear betas, which has none of the options below (mean_fraction must be 0).
+      noise: law of the training noise levels, ``lognormal`` or ``loguniform`` (log-SNR uniform).
+      noise_mean: mean of ln sigma (EDM's P_mean), for ``lognormal``.
+      noise_std: standard deviation of ln sigma (EDM's P_std), for ``lognormal``.
+      noise_min: smallest noise level, for ``loguniform``.
+      noise_max: largest noise level, for ``loguniform``.
+      weight: loss weight over noise levels, ``edm``, ``min_snr`` or ``soft_min_snr``.
+      weight_gamma: signal-to-noise ratio at which the last two level off.
+      sigma_data: standard deviation of the model's space; with ``residual``, of what the
+        condition leaves unexplained.
       mean_fraction: share of each batch trained as the mean token; 1 is plain regression.
       condition_noise: standard deviation of the noise added to the condition in training, in units
         of its standardised features; regularises as ridge does.
+      condition_dropout: share of spots trained without their condition, which classifier-free
+        guidance needs.
+      residual: diffuse the expression less its mean given the condition (CorrDiff's form).
+      marginal: train a second output channel as the log variance of each gene given the
+        condition, for the spread in one evaluation (mode marginal).
     """
 
+    process: Literal["edm", "ddpm"] = "edm"
+    noise: Literal["lognormal", "loguniform"] = "lognormal"
     noise_mean: float = -1.2
     noise_std: float = 1.2
+    noise_min: float = 0.01
+    noise_max: float = 80.0
+    weight: Literal["edm", "min_snr", "soft_min_snr"] = "edm"
+    weight_gamma: float = 5.0
     sigma_data: float = 1.0
     mean_fraction: float = 0.1
     condition_noise: float = 0.0
+    condition_dropout: float = 0.0
+    residual: bool = False
+    marginal: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,11 +171,6 @@ class Experiment:
     def test_slides(self) -> tuple[str, ...]:
         """Slides held out for test."""
         return split_names(self.data.test)
-
-
-def split_names(text: str) -> tuple[str, ...]:
-    """Returns the names of a comma-separated list."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def default_config() -> Any:
@@ -250,12 +268,7 @@ def _check(experiment: Experiment) -> None:
             found="none after rounding",
             fix="raise config.train.batch or the fraction, or set the fraction to 0",
         )
-    if diffusion.condition_noise < 0:
-        raise errors.ConfigError(
-            "config.diffusion.condition_noise",
-            expected="at least 0",
-            found=str(diffusion.condition_noise),
-        )
+    _check_diffusion(diffusion)
     if not 0 <= optim.ema < 1:
         raise errors.ConfigError(
             "config.optim.ema", expected="at least 0 and below 1", found=str(optim.ema)
@@ -264,6 +277,44 @@ def _check(experiment: Experiment) -> None:
         raise errors.ConfigError(
             f"config.model.width={experiment.model.width}",
             expected=f"a multiple of config.model.heads={experiment.model.heads}",
+        )
+
+
+def _check_diffusion(diffusion: Diffusion) -> None:
+    bounds = {
+        "condition_noise": ("at least 0", diffusion.condition_noise >= 0),
+        "condition_dropout": ("at least 0 and below 1", 0 <= diffusion.condition_dropout < 1),
+        "weight_gamma": ("positive", diffusion.weight_gamma > 0),
+        "sigma_data": ("positive", diffusion.sigma_data > 0),
+    }
+    for name, (expected, holds) in bounds.items():
+        if not holds:
+            raise errors.ConfigError(
+                f"config.diffusion.{name}", expected=expected, found=str(getattr(diffusion, name))
+            )
+    for name in ("residual", "marginal"):
+        if getattr(diffusion, name) and not diffusion.mean_fraction:
+            raise errors.ConfigError(
+                f"config.diffusion.{name}",
+                expected="a mean token to go with it",
+                found="config.diffusion.mean_fraction=0",
+                fix="set config.diffusion.mean_fraction, say to 0.1",
+            )
+    if diffusion.process == "edm":
+        return
+    plain = dataclasses.replace(Diffusion(), process="ddpm", mean_fraction=0.0)
+    changed = [
+        field.name
+        for field in dataclasses.fields(Diffusion)
+        if getattr(diffusion, field.name) != getattr(plain, field.name)
+    ]
+    if changed:
+        name = changed[0]
+        raise errors.ConfigError(
+            f"config.diffusion.{name} with the published process",
+            expected=f"{getattr(plain, name)!r}: the process ddpm has no such option",
+            found=repr(getattr(diffusion, name)),
+            fix="set it so, or take config.diffusion.process=edm",
         )
 
 
@@ -290,27 +341,33 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
     return lines
 
 
-def make_task(experiment: Experiment, *, genes: int, condition: int) -> tasks.StemTask:
+def make_task(experiment: Experiment, *, genes: int, condition: int) -> tasks.DiffusionTask:
     """Returns an experiment's task for ``genes`` genes and embeddings ``condition`` wide."""
-    model = experiment.model
+    model, diffusion = experiment.model, experiment.diffusion
+    published = diffusion.process == "ddpm"
+    built = stem.make_stem(
+        stem.StemConfig(
+            genes=genes,
+            condition=condition,
+            channels=2 if published or diffusion.marginal else 1,
+            **dataclasses.asdict(model),
+        )
+    )
+    if published:
+        return tasks.DdpmTask(network=built, genes=genes)
+    law = noise.LogNormal(mean=diffusion.noise_mean, std=diffusion.noise_std)
+    if diffusion.noise == "loguniform":
+        law = noise.LogUniform(sigma_min=diffusion.noise_min, sigma_max=diffusion.noise_max)
     return tasks.StemTask(
-        network=stem.make_stem(
-            stem.StemConfig(
-                genes=genes,
-                width=model.width,
-                depth=model.depth,
-                heads=model.heads,
-                mlp_ratio=model.mlp_ratio,
-                condition=condition,
-                dtype=model.dtype,
-                remat=model.remat,
-            )
-        ),
+        network=built,
         genes=genes,
-        noise=noise.LogNormal(
-            mean=experiment.diffusion.noise_mean, std=experiment.diffusion.noise_std
-        ),
-        sigma_data=experiment.diffusion.sigma_data,
-        mean_fraction=experiment.diffusion.mean_fraction,
-        condition_noise=experiment.diffusion.condition_noise,
+        noise=law,
+        sigma_data=diffusion.sigma_data,
+        mean_fraction=diffusion.mean_fraction,
+        condition_noise=diffusion.condition_noise,
+        condition_dropout=diffusion.condition_dropout,
+        weight=diffusion.weight,
+        weight_gamma=diffusion.weight_gamma,
+        residual=diffusion.residual,
+        marginal=diffusion.marginal,
     )

@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ("stemjax.typing", 0),
     ("stemjax.errors", 0),
+    ("stemjax.names", 0),
     ("stemjax.diffusion", 1),
     ("stemjax.models", 1),
     ("stemjax.data", 1),
@@ -27,6 +28,7 @@ LAYERS = [
     ("stemjax.config", 3),
     ("stemjax.train", 4),
     ("stemjax.eval", 4),
+    ("stemjax.export", 4),
     ("stemjax.configfile", 5),
     ("stemjax.terminal", 5),
     ("stemjax.demo", 5),
@@ -38,6 +40,7 @@ ONLY_IN = {
     "matplotlib": ("stemjax.eval.plots",),
     "tensorflow_datasets": ("stemjax.data.records", "stemjax.data.builder"),
     "orbax": ("stemjax.train.checkpoint",),
+    "safetensors": ("stemjax.export.bundle",),
     "rich": ("stemjax.terminal",),
 }
 FORBIDDEN = ("torch", "tensorflow", "scanpy", "pickle", "cloudpickle", "dill", "joblib.load")

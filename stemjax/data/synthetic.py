@@ -188,7 +188,7 @@ class Law:
         Raises:
           ConfigError: states that are not in [0, 1].
         """
-        log_rate = _log_rate(self, z)
+        log_rate = log_rates(self, z)
         mode = rng.integers(0, 2, len(log_rate), dtype=np.int32)
         depth = np.exp(self.depth_std * rng.standard_normal(len(log_rate)))
         switch = (mode - 0.5)[:, None] * self.coefficients.switch
@@ -260,7 +260,7 @@ def _features(z: np.ndarray) -> np.ndarray:
     return np.concatenate([centred, np.stack(products, 1)], 1)
 
 
-def _log_rate(law: Law, z: np.ndarray) -> np.ndarray:
+def log_rates(law: Law, z: np.ndarray) -> np.ndarray:
     """Natural log of the rate [l g] between the modes, at depth 1."""
     return law.coefficients.base + _features(z) @ law.coefficients.slope
 
@@ -306,7 +306,7 @@ def _moment(law: Law, z: np.ndarray, transform: str, moment: Moment) -> np.ndarr
             fix="Train with transform log2p1, or compare with draws of the law instead",
         )
     own = law.coefficients
-    moments = _marginal_moments(_log_rate(law, z), own.switch, own.dropout, law.depth_std)
+    moments = _marginal_moments(log_rates(law, z), own.switch, own.dropout, law.depth_std)
     return moments[..., moment - 1]
 
 

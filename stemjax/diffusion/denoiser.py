@@ -27,6 +27,9 @@ from stemjax.diffusion import noise as noise_levels
 type RawNetwork = Callable[[Float[Array, "b g"], Float[Array, " b"]], Float[Array, "b g"]]
 """(x scaled by c_in, noise level) -> output of unit scale; condition and weights are bound."""
 
+type Weigh = Callable[[Float[Array, "*b"], float], Float[Array, "*b"]]
+"""(sigma, sigma_data) -> weight of the squared error in network space."""
+
 _SIGMA_LIMIT = 1e5
 MEAN_TOKEN = 250 * math.log(_SIGMA_LIMIT)
 """The noise level that the network sees at sigma = inf, and at any sigma from 1e5 up."""
@@ -121,6 +124,19 @@ def make_denoiser(network: RawNetwork, *, sigma_data: float) -> Denoiser:
     return denoise
 
 
+def centred(denoise: Denoiser, centre: Float[Array, "b g"]) -> Denoiser:
+    """Returns the denoiser of x0 = centre + r from one of the residual r.
+
+    D(x; sigma) = centre + D_r(x - centre; sigma), which at sigma = inf is the centre plus the mean
+    residual.
+    """
+
+    def denoise_about(x: Float[Array, "b g"], sigma: Float[Array, " b"], /) -> Float[Array, "b g"]:
+        return centre + denoise(x - centre, sigma)
+
+    return denoise_about
+
+
 def conditional_mean(denoise: Denoiser, batch: int, genes: int) -> Float[Array, "b g"]:
     """Returns E[x0 | cond] for each row by one evaluation: D(0; inf).
 
@@ -148,6 +164,106 @@ def mean_token_rows(batch: int, mean_fraction: float) -> int:
     return round(mean_fraction * batch)
 
 
+class Noised(NamedTuple):
+    """A noised batch as the network sees it, and what it is compared with, in network space.
+
+    Attributes:
+      x: c_in (x0 + sigma n), [b g]; 0 for a mean token.
+      level: c_noise, [b].
+      target: (x0 - c_skip x) / c_out, [b g].
+      weight: weight of each row's squared error in network space, [b].
+      measured: whether the gene was measured, [b g].
+    """
+
+    x: Float[Array, "b g"]
+    level: Float[Array, " b"]
+    target: Float[Array, "b g"]
+    weight: Float[Array, " b"]
+    measured: Float[Array, "b g"]
+
+
+def add_noise(
+    x0: Float[Array, "b g"],
+    mask: Float[Array, "b g"],
+    key: Key[Array, ""],
+    *,
+    noise: noise_levels.NoiseDistribution,
+    sigma_data: float,
+    mean_fraction: float,
+    weigh: Weigh | None = None,
+    centre: Float[Array, "b g"] | None = None,
+) -> Noised:
+    """Returns a batch noised for training: row i is x = x0 + sigma n with its own sigma.
+
+    The first `mean_token_rows` rows are mean tokens instead: sigma = inf, x = 0, target x0 (in
+    network space x0 / sigma_data). mean_fraction = 0 is stock EDM; mean_fraction = 1 is plain
+    regression with the same backbone. Rows must come in random order, as the schedule gives them.
+
+    A gene that a row did not measure has no part in it: its x0 is replaced by 0, the centre of
+    the model's space, before noise is added, so that the network is not shown a false
+    observation, and its error is left out.
+
+    Args:
+      x0: clean expression in the model's space.
+      mask: 1 where a gene was measured, else 0.
+      key: key of this step.
+      noise: law of the noise levels.
+      sigma_data: standard deviation of x0 (less its centre) over the training data.
+      mean_fraction: share of mean-token rows, 0..1.
+      weigh: (sigma, sigma_data) -> weight in network space; None is EDM's, 1 at every level. A
+        mean token weighs 1 always.
+      centre: taken off x0 in the rows that are not mean tokens, which then diffuse the residual
+        (CorrDiff, Mardani et al. 2023, arXiv 2309.15214).
+
+    Raises:
+      ConfigError: mean_fraction is outside 0..1, or sigma_data is not positive.
+    """
+    key_sigma, key_noise = jax.random.split(key)
+    x0 = at_least_float32(x0)
+    sigma = noise.sample(key_sigma, x0.shape[:1]).astype(x0.dtype)
+    is_mean_token = jnp.arange(x0.shape[0]) < mean_token_rows(x0.shape[0], mean_fraction)
+    if centre is not None:
+        x0 = jnp.where(is_mean_token[:, None], x0, x0 - centre)
+    measured = mask > 0
+    x0 = jnp.where(measured, x0, 0.0)
+
+    c = Preconditioning(sigma_data=sigma_data).scalings(jnp.where(is_mean_token, jnp.inf, sigma))
+    unit_noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
+    # A mean token is noised like the others, but c_in = 0 shows the network x = 0.
+    x = x0 + sigma[:, None] * unit_noise
+
+    # (x0 - c_skip x) / c_out, multiplied out: at low noise the difference would cancel to
+    # rounding error and be divided by a small c_out. At sigma = inf this is x0 / sigma_data.
+    target = (c.c_out / sigma_data**2)[:, None] * x0 - (sigma_data * c.c_in)[:, None] * unit_noise
+    weight = jnp.ones_like(sigma)
+    if weigh is not None:
+        weight = jnp.where(is_mean_token, weight, weigh(sigma, sigma_data))
+    return Noised(
+        x=c.c_in[:, None] * x, level=c.c_noise, target=target, weight=weight, measured=measured
+    )
+
+
+def row_losses(output: Float[Array, "b g"], noised: Noised) -> Float[Array, " b"]:
+    """Returns each row's weighted mean squared error over its measured genes; 0 without any."""
+    squared = jnp.square(output.astype(noised.target.dtype) - noised.target)
+    return noised.weight * _mean_over_measured(squared, noised.measured)
+
+
+def variance_losses(
+    output: Float[Array, "b g"], log_variance: Float[Array, "b g"], noised: Noised
+) -> Float[Array, " b"]:
+    """Returns each row's Gaussian negative log likelihood per measured gene, less its constant.
+
+    (r² exp(-s) + s) / 2 with r = output - target, held constant, and s the log variance of the
+    target given what the network saw: it trains s and leaves the output to `row_losses`, so that
+    a wrong variance cannot spoil the mean. At a mean token s is the log of the variance of x0
+    given the condition, in units of sigma_data².
+    """
+    s = log_variance.astype(noised.target.dtype)
+    squared = jax.lax.stop_gradient(jnp.square(output.astype(s.dtype) - noised.target))
+    return _mean_over_measured(0.5 * (squared * jnp.exp(-s) + s), noised.measured)
+
+
 def denoising_loss(
     network: RawNetwork,
     x0: Float[Array, "b g"],
@@ -157,49 +273,25 @@ def denoising_loss(
     noise: noise_levels.NoiseDistribution,
     sigma_data: float,
     mean_fraction: float,
+    weigh: Weigh | None = None,
 ) -> Float[Array, " b"]:
     """Returns each row's mean squared error over its measured genes, in network space.
 
-    Row i is noised, x = x0 + sigma n with its own sigma, and F(c_in x, c_noise) is compared with
-    (x0 - c_skip x) / c_out at weight 1. That equals `noise.loss_weight` times the squared error
-    of D in the model's space (EDM eq. 8), without its large and small factors.
-
-    The first `mean_token_rows` rows are mean tokens instead: sigma = inf, x = 0, target x0 (in
-    network space x0 / sigma_data). mean_fraction = 0 is stock EDM; mean_fraction = 1 is plain
-    regression with the same backbone. Rows must come in random order, as the schedule gives them.
-
-    A gene that a row did not measure has no part in it: its x0 is replaced by 0, the centre of
-    the model's space, before noise is added, so that the network is not shown a false
-    observation, and its error is left out. A row without any measured gene has loss 0.
-
-    Args:
-      network: raw network with weights and the condition of these rows bound.
-      x0: clean expression in the model's space.
-      mask: 1 where a gene was measured, else 0.
-      key: key of this step.
-      noise: law of the noise levels.
-      sigma_data: standard deviation of x0 over the training data.
-      mean_fraction: share of mean-token rows, 0..1.
+    F(c_in x, c_noise) is compared with (x0 - c_skip x) / c_out at weight 1 (EDM's). That equals
+    `noise.loss_weight` times the squared error of D in the model's space (EDM eq. 8), without its
+    large and small factors. See `add_noise` for the arguments, mean tokens and missing genes.
 
     Raises:
       ConfigError: mean_fraction is outside 0..1, or sigma_data is not positive.
     """
-    key_sigma, key_noise = jax.random.split(key)
-    measured = mask > 0
-    x0 = jnp.where(measured, at_least_float32(x0), 0.0)
+    noised = add_noise(
+        x0, mask, key, noise=noise, sigma_data=sigma_data, mean_fraction=mean_fraction, weigh=weigh
+    )
+    return row_losses(network(noised.x, noised.level), noised)
 
-    sigma = noise.sample(key_sigma, x0.shape[:1]).astype(x0.dtype)
-    is_mean_token = jnp.arange(x0.shape[0]) < mean_token_rows(x0.shape[0], mean_fraction)
-    c = Preconditioning(sigma_data=sigma_data).scalings(jnp.where(is_mean_token, jnp.inf, sigma))
-    unit_noise = jax.random.normal(key_noise, x0.shape, x0.dtype)
-    # A mean token is noised like the others, but c_in = 0 shows the network x = 0.
-    x = x0 + sigma[:, None] * unit_noise
 
-    # (x0 - c_skip x) / c_out, multiplied out: at low noise the difference would cancel to
-    # rounding error and be divided by a small c_out. At sigma = inf this is x0 / sigma_data.
-    target = (c.c_out / sigma_data**2)[:, None] * x0 - (sigma_data * c.c_in)[:, None] * unit_noise
-
-    output = network(c.c_in[:, None] * x, c.c_noise).astype(x0.dtype)
-    squared = jnp.where(measured, jnp.square(output - target), 0.0)
-    count = jnp.sum(measured, axis=1, dtype=x0.dtype)
-    return jnp.sum(squared, axis=1) / jnp.maximum(count, 1.0)
+def _mean_over_measured(
+    values: Float[Array, "b g"], measured: Float[Array, "b g"]
+) -> Float[Array, " b"]:
+    count = jnp.sum(measured, axis=1, dtype=values.dtype)
+    return jnp.sum(jnp.where(measured, values, 0.0), axis=1) / jnp.maximum(count, 1.0)

@@ -6,7 +6,7 @@ eq. 1 and 3, with sigma(t) = t and s(t) = 1)::
     dx / dsigma = (x - D(x; sigma)) / sigma
 
 For a D held fixed, x moves on a straight line towards D, reaching it at sigma = 0. Each rule is
-such a move, `_towards`, and differs in what it moves towards and how far.
+such a move, `rules.towards`, and differs in what it moves towards and how far.
 
 Randomness belongs to a row: its key depends on seed, slide and barcode (`spot_keys`) and on the
 draw, never on the batch, so a spot's samples are the same in whatever company it is computed.
@@ -15,7 +15,7 @@ draw, never on the batch, so a spot's samples are the same in whatever company i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,11 @@ from stemjax.diffusion import denoiser, rules
 
 # A row's key has two uses, kept apart by what is folded in.
 _INITIAL, _STEPS = 0, 1
+
+type Run = Callable[
+    [Float[Array, "b g"], Key[Array, " b"], Float[Array, " b"] | None], Float[Array, "b g"]
+]
+"""(unit noise, key a row, sign a row or None) -> samples of x0."""
 
 
 def sample(
@@ -61,18 +66,14 @@ def sample(
     ) -> Float[Array, "b g"]:
         return denoise(x, sigma).astype(x.dtype)
 
-    def fresh_noise(step: Array) -> Float[Array, "b g"] | None:
-        if not rule.stochastic:
-            return None
-        unit = _unit_normal(_fold(keys, step), x.shape[1], x.dtype)
-        return unit if signs is None else signs.astype(x.dtype)[:, None] * unit
-
     def body(
         state: tuple[Float[Array, "b g"], rules.Carry], rung: tuple[Array, Array, Array]
     ) -> tuple[tuple[Float[Array, "b g"], rules.Carry], None]:
         x, carry = state
         step, sigma, sigma_next = rung
-        noise = fresh_noise(step)
+        noise = None
+        if rule.stochastic:
+            noise = step_noise(keys, step, x.shape[1], x.dtype, signs)
         return rule.step(denoise_in_state_dtype, carry, x, sigma, sigma_next, noise), None
 
     steps = jnp.arange(rungs.shape[0] - 1, dtype=jnp.uint32)
@@ -113,16 +114,62 @@ def draw(
     Raises:
       ConfigError: n_draws < 1, or antithetic with an odd n_draws.
     """
+    rungs = jnp.asarray(rungs, jnp.float32)
+
+    def run(
+        unit: Float[Array, "b g"], keys: Key[Array, " b"], signs: Float[Array, " b"] | None
+    ) -> Float[Array, "b g"]:
+        return sample(denoise, rungs, rungs[0] * unit, keys, rule=rule, signs=signs)
+
+    return draw_with(run, keys, genes=genes, n_draws=n_draws, antithetic=antithetic)
+
+
+def draw_with(
+    run: Run, keys: Key[Array, " l"], *, genes: int, n_draws: int, antithetic: bool
+) -> Float[Array, "n l g"]:
+    """Returns what ``run`` makes of n_draws rows of unit noise for each of l spots.
+
+    The rows, keys and signs of `draw`, for samplers that are not a rule on a ladder
+    (`ddpm.ancestral`).
+
+    Args:
+      run: (unit noise [b g], key a row, sign a row or None) -> samples [b g].
+      keys: one key a spot.
+      genes: number of genes.
+      n_draws: number of samples a spot.
+      antithetic: whether to draw in pairs.
+
+    Raises:
+      ConfigError: n_draws < 1, or antithetic with an odd n_draws.
+    """
     unit = initial_noise(keys, n_draws=n_draws, genes=genes, antithetic=antithetic)
     rows = n_draws * keys.shape[0]
     step_keys = _fold(_draw_keys(keys, n_draws, antithetic), jnp.uint32(_STEPS)).reshape(rows)
     # An antithetic pair shares its key, so only the sign tells its members apart.
     sign_of_draw = np.where(np.arange(n_draws) % 2, -1.0, 1.0).astype(np.float32)
     signs = jnp.asarray(np.tile(sign_of_draw, keys.shape[0])) if antithetic else None
-    rungs = jnp.asarray(rungs, unit.dtype)
-    x = (rungs[0] * unit).swapaxes(0, 1).reshape(rows, genes)
-    x0 = sample(denoise, rungs, x, step_keys, rule=rule, signs=signs)
+    x0 = run(unit.swapaxes(0, 1).reshape(rows, genes), step_keys, signs)
     return x0.reshape(keys.shape[0], n_draws, genes).swapaxes(0, 1)
+
+
+def step_noise(
+    keys: Key[Array, " b"],
+    step: UInt32[Array, ""],
+    genes: int,
+    dtype: jnp.dtype,
+    signs: Float[Array, " b"] | None = None,
+) -> Float[Array, "b g"]:
+    """Returns a row of unit normal noise for each key at one step, times its sign.
+
+    Args:
+      keys: one key a row.
+      step: number of the step, folded into each key.
+      genes: number of genes.
+      dtype: dtype of the noise.
+      signs: +1 or -1 for each row; None is +1.
+    """
+    unit = _unit_normal(_fold(keys, step), genes, dtype)
+    return unit if signs is None else signs.astype(dtype)[:, None] * unit
 
 
 def initial_noise(

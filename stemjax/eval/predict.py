@@ -1,9 +1,10 @@
 """Prediction of a slide: records and a checkpoint in, AnnData out.
 
 The AnnData has the slots that scanpy and squidpy users look in: X is the mean in the value space
-(say log2(count + 1)), ``layers["stemjax_std"]`` the spread of the draws,
-``obsm["stemjax_draws"]`` the draws, ``obsm["spatial"]`` spot centres in full-resolution pixels,
-``uns["spatial"]`` the H&E, and ``uns["stemjax"]`` everything needed to repeat the prediction.
+(say log2(count + 1)), ``layers["stemjax_std"]`` the spread, ``layers["stemjax_se"]`` the standard
+error of X, ``obsm["stemjax_draws"]`` the draws, ``obs["stemjax_nll"]`` how unlikely the measured
+profile is, ``obsm["spatial"]`` spot centres in full-resolution pixels, ``uns["spatial"]`` the H&E,
+and ``uns["stemjax"]`` everything needed to repeat the prediction.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from stemjax import __version__, errors, tasks
-from stemjax.data import records
+from stemjax.data import records, space
+from stemjax.eval import metrics, mismatch, steering
 from stemjax.train import checkpoint
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 DRAWS = "stemjax_draws"
 STD = "stemjax_std"
+STANDARD_ERROR = "stemjax_se"
+NLL, NLL_OTHER = "stemjax_nll", "stemjax_nll_other"
 IMAGE = "downscaled_fullres"
 
 
@@ -58,6 +62,8 @@ def predict_slide(
     *,
     seed: int = 0,
     rows: int = 256,
+    steer: steering.Steering | None = None,
+    divergence: Literal["none", "exact", "hutchinson"] = "none",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> anndata.AnnData:
     """Returns the predicted expression of a slide.
@@ -69,24 +75,30 @@ def predict_slide(
       sampling: mode, sampler, steps and draws.
       seed: randomness is a function of (seed, slide, barcode).
       rows: (spot, draw) pairs on the device at a time; changes memory and speed, not results.
+      steer: guidance, or genes whose counts the prediction is told.
+      divergence: ``exact`` or ``hutchinson`` adds the negative log likelihood of each measured
+        profile, given its own patch and another's, to ``obs`` (`mismatch`).
       progress: called with spots done, spots in all, and the slide.
 
     Raises:
       RecordsError: the records lack the slide, or are damaged.
       EncoderMismatchError, GenePanelError: the records do not fit the model.
+      ConfigError: a mode or sampler that the model was not trained for.
     """
     import anndata
     import pandas as pd
 
     require_fit(trained, source)
     info, card, table = source.require(slide), trained.card, source.load((slide,))
-    cond = card.space.encode_condition(table.embeddings[:, 0])
-    predict = tasks.make_predictor(card.make_task(), sampling, rows=rows)
-    draws = card.space.values(
-        predict(trained.params, cond, tasks.row_keys(seed, table), progress=progress)
-    )
+    task: Any = card.make_task()
+    params: Any = trained.params
+    inputs: Any = card.space.encode_condition(table.embeddings[:, 0])
+    steer = steer or steering.Steering()
+    if not steer.is_none:
+        task, params, inputs = steering.steer(steer, trained, inputs, table)
+    predict = tasks.make_predictor(task, sampling, rows=rows)
+    drawn = predict(params, inputs, tasks.row_keys(seed, table), progress=progress)
     result = anndata.AnnData(
-        X=draws.mean(axis=0).astype(np.float32),
         obs=pd.DataFrame(
             {
                 "in_tissue": 1,
@@ -97,9 +109,12 @@ def predict_slide(
         ),
         var=pd.DataFrame(index=pd.Index(list(card.space.genes))),
     )
-    if sampling.mode == "draws":
-        result.layers[STD] = draws.std(axis=0, ddof=1 if len(draws) > 1 else 0).astype(np.float32)
-        result.obsm[DRAWS] = np.ascontiguousarray(draws.transpose(1, 0, 2), dtype=np.float32)
+    fill(result, drawn, sampling, card.space)
+    if divergence != "none":
+        odds = mismatch.negative_log_likelihood(
+            trained, table, divergence=divergence, seed=seed, rows=rows, progress=progress
+        )
+        result.obs[NLL], result.obs[NLL_OTHER] = odds["own"], odds["other"]
     result.obsm["spatial"] = np.asarray(table.pixel_xy, np.float64)
     factors = {
         "spot_diameter_fullres": info.spot_diameter_um / info.mpp,
@@ -109,30 +124,63 @@ def predict_slide(
     if info.thumbnail_scale is not None:
         images[IMAGE], factors[f"tissue_{IMAGE}_scalef"] = source.thumbnail(slide)
     result.uns["spatial"] = {slide: {"images": images, "scalefactors": factors}}
-    result.uns["stemjax"] = provenance(trained, info, sampling, seed)
+    result.uns["stemjax"] = provenance(trained, info, sampling, seed) | {
+        "evaluations_per_spot": task.evaluations(sampling),
+        "guidance": float(steer.scale),
+        "given_genes": list(steer.given),
+        "given_method": steer.method if steer.given else "",
+    }
     return result
+
+
+def fill(
+    result: anndata.AnnData, drawn: np.ndarray, sampling: tasks.Sampling, fitted: space.Space
+) -> None:
+    """Writes mean, spread, standard error and draws into a prediction, in the value space.
+
+    Args:
+      result: the prediction, without X.
+      drawn: what the task returned, in the model's space, [n l g].
+      sampling: how it was drawn.
+      fitted: the model's space.
+    """
+    if sampling.mode == "marginal":
+        result.X = fitted.values(drawn[0]).astype(np.float32)
+        result.layers[STD] = (drawn[1] * fitted.expression.std).astype(np.float32)
+        return
+    draws = fitted.values(drawn)
+    result.X = draws.mean(axis=0).astype(np.float32)
+    if sampling.mode == "draws":
+        n = len(draws)
+        result.layers[STD] = draws.std(axis=0, ddof=1 if n > 1 else 0).astype(np.float32)
+        if n > (2 if sampling.in_pairs else 1):
+            error = metrics.draw_standard_error(draws, antithetic=sampling.in_pairs)
+            result.layers[STANDARD_ERROR] = error.astype(np.float32)
+        result.obsm[DRAWS] = np.ascontiguousarray(draws.transpose(1, 0, 2), dtype=np.float32)
 
 
 def provenance(
     trained: checkpoint.Trained, info: records.SlideInfo, sampling: tasks.Sampling, seed: int
 ) -> dict[str, Any]:
     """Returns ``uns["stemjax"]``: plain values that say how a prediction was made."""
-    card = trained.card
+    card, one = trained.card, sampling.mode in tasks.ONE_EVALUATION
+    on = sampling if one else sampling.on(card.make_task().levels)
     return {
         "slide": info.id,
         "patient": info.patient or "",
-        "mode": sampling.mode,
-        "sampler": sampling.sampler if sampling.mode != "mean" else "",
-        "steps": sampling.steps if sampling.mode != "mean" else 0,
-        "n_draws": sampling.draws if sampling.mode != "mean" else 0,
-        "antithetic": sampling.antithetic or sampling.mode == "pair",
-        "eta": sampling.eta,
-        "sigma_min": sampling.sigma_min,
-        "sigma_max": sampling.sigma_max,
-        "rho": sampling.rho,
+        "mode": on.mode,
+        "sampler": "" if one else on.sampler,
+        "steps": 0 if one else on.steps,
+        "ladder": "" if one else on.ladder,
+        "n_draws": 0 if one else on.draws,
+        "antithetic": on.in_pairs,
+        "eta": 0.0 if on.eta is None else on.eta,
+        "churn": on.churn,
+        "sigma_min": 0.0 if on.sigma_min is None else on.sigma_min,
+        "sigma_max": 0.0 if on.sigma_max is None else on.sigma_max,
+        "rho": on.rho,
         "seed": seed,
         "value_space": card.space.transform,
-        "evaluations_per_spot": sampling.evaluations,
         "train_slides": list(card.split["train"]),
         "val_slides": list(card.split["val"]),
         "test_slides": list(card.split["test"]),

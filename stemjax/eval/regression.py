@@ -29,7 +29,11 @@ def as_regression(experiment: config.Experiment) -> config.Experiment:
     return dataclasses.replace(
         experiment,
         name=f"{experiment.name}_regression",
-        diffusion=dataclasses.replace(experiment.diffusion, mean_fraction=1.0),
+        diffusion=config.Diffusion(
+            mean_fraction=1.0,
+            sigma_data=experiment.diffusion.sigma_data,
+            condition_noise=experiment.diffusion.condition_noise,
+        ),
     )
 
 

@@ -95,7 +95,7 @@ class Card:
                 "checkpoint card", expected=f"a part named {error}", found="none"
             ) from error
 
-    def make_task(self) -> tasks.StemTask:
+    def make_task(self) -> tasks.DiffusionTask:
         """Returns the task that the weights belong to."""
         return config.make_task(
             self.experiment, genes=len(self.space.genes), condition=self.contract.width

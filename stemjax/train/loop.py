@@ -121,10 +121,7 @@ def make_validate(
     antithetic pair where no mean token is trained. Errors are in the transform's space, PCC is
     the mean over genes.
     """
-    has_mean = card.experiment.diffusion.mean_fraction > 0
-    predict = tasks.make_predictor(
-        task, tasks.Sampling(mode="mean" if has_mean else "pair"), rows=256
-    )
+    predict = tasks.make_predictor(task, task.estimate, rows=256)
     cond = card.space.encode_condition(table.embeddings[:, 0])
     keys = tasks.row_keys(card.experiment.seed, table)
     truth = card.space.forward(table.counts, table.total)

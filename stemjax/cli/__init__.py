@@ -1,0 +1,49 @@
+"""The ``stemjax`` command: parses, resolves, calls.
+
+Heavy libraries are imported inside the commands, so that ``--help`` answers at once and touches no
+device. Exit codes: 0 done, 1 a problem that the message explains, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from stemjax import __version__, errors
+from stemjax.cli import demo, evaluate, exchange, predict, prepare, train
+
+NOTICE = "Research use only. Not for clinical or diagnostic use."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command and returns its exit code."""
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command != "train":
+        parser.error(f"unknown argument {rest[0]}; see stemjax {args.command} --help")
+    try:
+        args.run(args, rest)
+    except errors.StemjaxError as error:
+        if args.debug:
+            raise
+        print(f"stemjax {args.command}: error [{error.code}]\n  {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print("stemjax: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all sub-commands."""
+    parser = argparse.ArgumentParser(
+        prog="stemjax",
+        description=f"Spatially resolved gene expression from H&E histology. {NOTICE}",
+    )
+    parser.add_argument("--version", action="version", version=f"stemjax {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (demo, prepare, train, predict, evaluate, exchange):
+        command.add(commands)
+    return parser

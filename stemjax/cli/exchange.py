@@ -1,0 +1,128 @@
+"""``stemjax import-torch`` and ``stemjax export``: models in and out."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add(commands: Commands) -> None:
+    """Adds the sub-commands ``import-torch`` and ``export``."""
+    parser = commands.add_parser(
+        "import-torch",
+        help="read an official Stem checkpoint (.pt) into a bundle; no torch, nothing executed",
+    )
+    parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="the .pt file")
+    parser.add_argument(
+        "--genes",
+        type=pathlib.Path,
+        required=True,
+        metavar="FILE",
+        help="the run's selected_gene_list.txt: the genes in the order of training",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "model"),
+        default="ema",
+        help="which of its weights; published sampling uses ema (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--heads",
+        type=int,
+        metavar="N",
+        help="attention heads, which no tensor tells (default: width / 64, as published)",
+    )
+    parser.add_argument(
+        "--encoder",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="JSON with the encoder contract of the embeddings that it was trained on (default: "
+        "UNI and CONCH side by side, 1536 wide)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=pathlib.Path, required=True, metavar="BUNDLE", help="folder to write"
+    )
+    parser.set_defaults(run=_import)
+
+    parser = commands.add_parser("export", help="write a model for other programs")
+    parser.add_argument(
+        "model", type=pathlib.Path, metavar="DIR", help="workdir of a run, or a bundle"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("bundle", "torch"),
+        required=True,
+        help="bundle: a folder of safetensors and JSON; torch: a .pt that the original code loads "
+        "(models of the published process only)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "best", "last"),
+        default="auto",
+        help="which EMA of a run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=pathlib.Path, required=True, metavar="PATH", help="what to write"
+    )
+    parser.set_defaults(run=_export)
+
+
+def _import(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    import json
+
+    from stemjax import errors
+    from stemjax.data import embeddings, genes
+    from stemjax.export import bundle, published
+    from stemjax.models import stem
+
+    contract = None
+    if args.encoder is not None:
+        try:
+            values = json.loads(args.encoder.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise errors.EncoderMismatchError(
+                f"the encoder contract {args.encoder} cannot be read ({error})",
+                expected="a JSON file with the fields of EncoderContract",
+            ) from error
+        contract = embeddings.EncoderContract.from_json(values)
+    trained = published.read(
+        args.file,
+        genes.read_gene_list(args.genes),
+        weights=args.weights,
+        heads=args.heads,
+        contract=contract,
+    )
+    bundle.write(trained, args.output)
+    model, panel = trained.card.experiment.model, trained.card.space.genes
+    size = stem.StemConfig(
+        genes=len(panel),
+        condition=trained.card.contract.width,
+        channels=2,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+    )
+    print(  # noqa: T201
+        f"{args.output}: {stem.parameter_count(size):,} parameters, {len(panel)} genes, width "
+        f"{size.width}, depth {size.depth}, {size.heads} heads, weights {args.weights}, "
+        f"step {trained.step}"
+    )
+    print(  # noqa: T201
+        f"  embeddings: {trained.card.contract.name}, {size.condition} wide; expression: "
+        "log2(count + 1)"
+    )
+
+
+def _export(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stemjax.export import bundle, published
+
+    trained = bundle.open_model(args.model, weights=args.weights)
+    if args.format == "torch":
+        published.write(trained, args.output)
+    else:
+        bundle.write(trained, args.output)
+    print(f"{args.output}: {args.format}, step {trained.step}, weights {trained.weights}")  # noqa: T201

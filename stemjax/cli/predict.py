@@ -1,0 +1,171 @@
+"""``stemjax predict``: a slide's expression into an .h5ad."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from stemjax import names
+
+type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add(commands: Commands) -> None:
+    """Adds the sub-command ``predict``."""
+    parser = commands.add_parser("predict", help="predict a slide's expression into an .h5ad")
+    parser.add_argument(
+        "--checkpoint",
+        type=pathlib.Path,
+        required=True,
+        metavar="DIR",
+        help="workdir of a run, or a bundle",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "best", "last"),
+        default="auto",
+        help="which EMA of a run: the best on validation, the last, or the best where there is one "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--records", required=True, metavar="DIRS", help="record folders, comma-separated"
+    )
+    parser.add_argument("--slide", required=True, metavar="ID", help="slide to predict")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=256,
+        metavar="N",
+        help="(spot, draw) pairs on the device at a time; no effect on results "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--likelihood",
+        choices=("none", "exact", "hutchinson"),
+        default="none",
+        help="also write how unlikely each measured profile is given its patch, and given another "
+        "spot's: by every gene's derivative, or estimated by 4 probes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=pathlib.Path, required=True, metavar="FILE", help=".h5ad to write"
+    )
+    _add_sampling(parser)
+    _add_steering(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    # No defaults here: what is not given is left to stemjax.tasks.Sampling.
+    group = parser.add_argument_group("sampling", "what is drawn, and how")
+    group.add_argument(
+        "--mode",
+        choices=names.MODES,
+        help="mean: one evaluation a spot; marginal: mean and spread of each gene in one; pair: "
+        "mean of one antithetic pair; draws: samples with joint structure (default: mean)",
+    )
+    group.add_argument("--n-draws", type=int, metavar="N", help="samples a spot (default: 20)")
+    group.add_argument(
+        "--independent",
+        dest="antithetic",
+        action="store_const",
+        const=False,
+        help="draw without antithetic pairs",
+    )
+    group.add_argument("--sampler", choices=names.SAMPLERS, help="step rule (default: dpmpp2m)")
+    group.add_argument("--steps", type=int, metavar="N", help="noise levels (default: 8)")
+    group.add_argument(
+        "--ladder", choices=names.LADDERS, help="spacing of the noise levels (default: karras)"
+    )
+    group.add_argument(
+        "--eta", type=float, help="fresh noise of ddim (default: 0) and dpmpp2m_sde (default: 1)"
+    )
+    group.add_argument("--churn", type=float, help="EDM's S_churn, for heun (default: 0)")
+    group.add_argument(
+        "--sigma-min", type=float, help="smallest noise level, model's space (default: the model's)"
+    )
+    group.add_argument(
+        "--sigma-max", type=float, help="largest noise level, model's space (default: the model's)"
+    )
+
+
+def _add_steering(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("steering", "what the prediction is given besides patches")
+    group.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="SCALE",
+        help="classifier-free guidance; with --guide, autoguidance; 1 is none and costs nothing "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--guide", type=pathlib.Path, metavar="DIR", help="a lesser model to guide away from"
+    )
+    group.add_argument(
+        "--given",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="genes whose measured counts the prediction is told, one a line",
+    )
+    group.add_argument(
+        "--given-method",
+        choices=("moment", "replacement"),
+        default="moment",
+        help="moment: exact for a Gaussian law, two evaluations a gene given; replacement: one "
+        "evaluation, and the other genes follow too weakly (default: %(default)s)",
+    )
+
+
+def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    import numpy as np
+
+    from stemjax import tasks, terminal
+    from stemjax.data import genes, records
+    from stemjax.eval import predict, steering
+    from stemjax.export import bundle
+
+    asked: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in ("mode", "n_draws", "antithetic", "sampler", "steps", "ladder")
+        + ("eta", "churn", "sigma_min", "sigma_max")
+        if getattr(args, name) is not None
+    }
+    sampling = tasks.Sampling(**asked)
+    trained = bundle.open_model(args.checkpoint, weights=args.weights)
+    source = records.open_records(*names.split_names(args.records))
+    steer = steering.Steering(
+        scale=args.guidance,
+        weak=bundle.open_model(args.guide) if args.guide else None,
+        given=genes.read_gene_list(args.given).genes if args.given else (),
+        method=args.given_method,
+    )
+    with terminal.Bar("predict") as bar:
+        result = predict.predict_slide(
+            trained,
+            source,
+            args.slide,
+            sampling,
+            seed=args.seed,
+            rows=args.rows,
+            steer=steer,
+            divergence=args.likelihood,
+            progress=bar,
+        )
+    predict.write(result, args.output)
+    calls = int(result.uns["stemjax"]["evaluations_per_spot"])
+    print(  # noqa: T201
+        f"{args.output}: {result.n_obs} spots, {result.n_vars} genes, mode {sampling.mode}, "
+        f"{calls} network evaluation{'s' * (calls != 1)} a spot"
+    )
+    if predict.STANDARD_ERROR in result.layers:
+        error = np.asarray(result.layers[predict.STANDARD_ERROR]).mean()
+        print(f"  standard error of the mean of the draws: {error:.3f} on average")  # noqa: T201
+    if predict.NLL in result.obs:
+        own, other = (np.asarray(result.obs[key]) for key in (predict.NLL, predict.NLL_OTHER))
+        print(  # noqa: T201
+            f"  negative log likelihood: {own.mean():.3f} nats a gene; given another spot's patch "
+            f"{other.mean():.3f}; its own explains it better in {(own < other).mean():.0%} of spots"
+        )

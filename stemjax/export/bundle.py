@@ -1,0 +1,133 @@
+"""Bundles: a model as one directory of plain files, without the run that made it.
+
+    bundle.json           card (configuration, genes, space, encoder, split), step, weights
+    weights.safetensors   the parameters, named by their path: ``blocks/attn/qkv/kernel``
+    SHA256SUMS.json       size and hash of both, checked before anything is used
+
+Only arrays and JSON: opening a bundle executes nothing that is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from stemjax import errors
+from stemjax.data import integrity
+from stemjax.train import checkpoint
+
+FORMAT = 1
+DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
+
+
+def is_bundle(path: str | pathlib.Path) -> bool:
+    """Whether a folder says that it is a bundle."""
+    return (pathlib.Path(path) / DESCRIPTION).is_file()
+
+
+def write(trained: checkpoint.Trained, path: str | pathlib.Path) -> None:
+    """Writes a bundle, whole or not at all; one that stands there is replaced.
+
+    Raises:
+      BundleError: ``path`` is a file, or a folder that holds something else.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not (is_bundle(path) or (path.is_dir() and not any(path.iterdir()))):
+        raise errors.BundleError(
+            f"{path} is in the way",
+            expected="nothing there, an empty folder or an older bundle",
+            found="a file" if path.is_file() else "a folder with other files",
+            fix="name another output",
+        )
+    arrays = {
+        name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in _named(trained.params)
+    }
+    description = {
+        "format": FORMAT,
+        "step": trained.step,
+        "weights": trained.weights,
+        "card": trained.card.to_json(),
+    }
+    with integrity.published_folder(path) as folder:
+        safetensors.numpy.save_file(arrays, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner reads
+        integrity.write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        integrity.write_manifest(folder)
+
+
+def load(path: str | pathlib.Path) -> checkpoint.Trained:
+    """Returns the model of a bundle, every parameter's name and shape checked.
+
+    Raises:
+      BundleError: it is missing, incomplete or damaged, or of another format.
+      CheckpointMismatchError: the weights are of another network than the card says.
+    """
+    path = pathlib.Path(path)
+    if not is_bundle(path):
+        raise errors.BundleError(f"no bundle at {path}", expected=f"a folder with {DESCRIPTION}")
+    if wrong := integrity.damage(path):
+        raise errors.BundleError(
+            f"bundle {path} is damaged", found="; ".join(wrong[:3]), fix="copy it again"
+        )
+    try:
+        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        found = description["format"]
+        if found != FORMAT:
+            raise errors.BundleError(
+                f"bundle {path}: format",
+                expected=str(FORMAT),
+                found=repr(found),
+                fix="use the stemjax version that wrote it",
+            )
+        card = checkpoint.Card.from_json(description["card"])
+        step, weights = int(description["step"]), str(description["weights"])
+        arrays = safetensors.numpy.load_file(path / WEIGHTS)
+    except (KeyError, TypeError, ValueError, OSError, safetensors.SafetensorError) as error:
+        raise errors.BundleError(
+            f"bundle {path} cannot be read ({type(error).__name__}: {error})", fix="copy it again"
+        ) from error
+    return checkpoint.Trained(
+        params=_fitted(arrays, card, path), card=card, step=step, weights=weights
+    )
+
+
+def open_model(path: str | pathlib.Path, *, weights: str = "auto") -> checkpoint.Trained:
+    """Returns the model of a bundle or of a run's workdir.
+
+    Args:
+      path: a bundle, or a folder that `stemjax train` wrote.
+      weights: ``best``, ``last`` or ``auto``, for a workdir; a bundle has one set.
+
+    Raises:
+      BundleError, CheckpointError: there is none, or it is damaged.
+    """
+    return load(path) if is_bundle(path) else checkpoint.load(path, weights=weights)
+
+
+def _named(params: Any) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
+def _fitted(arrays: dict[str, np.ndarray], card: checkpoint.Card, path: pathlib.Path) -> Any:
+    """Returns the arrays as the tree that the card's network wants."""
+    wanted = jax.eval_shape(card.make_task().init, jax.random.key(0))
+    names = dict(_named(wanted))
+    for name in sorted(names.keys() | arrays.keys()):
+        ours, theirs = names.get(name), arrays.get(name)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            raise errors.CheckpointMismatchError(
+                f"bundle {path}: parameter {name}",
+                expected="none" if ours is None else f"shape {ours.shape}",
+                found="none" if theirs is None else f"shape {theirs.shape}",
+            )
+    leaves = [jax.numpy.asarray(arrays[name]) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)

@@ -1,0 +1,38 @@
+"""Tasks: where data, model and mathematics meet.
+
+A task is a few functions over plain arrays: `Task.init` makes parameters, `Task.loss` scores a
+batch, `Task.predict` turns embeddings into expression. The loop, the checkpoints, prediction and
+evaluation see nothing else of a model.
+
+    StemTask   the EDM objective with a mean token (`stemjax.diffusion.denoiser`)
+    DdpmTask   the published process, eps and learned variance (`stemjax.diffusion.ddpm`)
+    Steered    either of them, guided by a weaker denoiser or told some genes
+
+`Sampling` says how a prediction is made, for all of them.
+"""
+
+from stemjax.tasks.base import DiffusionTask, Task, draw_profiles
+from stemjax.tasks.ddpm import DdpmTask
+from stemjax.tasks.predictor import Predictor, Progress, make_predictor, row_keys
+from stemjax.tasks.sampling import LADDERS, MODES, ONE_EVALUATION, SAMPLERS, Mode, Sampling
+from stemjax.tasks.steered import Steered
+from stemjax.tasks.stem import StemTask
+
+__all__ = [
+    "LADDERS",
+    "MODES",
+    "ONE_EVALUATION",
+    "SAMPLERS",
+    "DdpmTask",
+    "DiffusionTask",
+    "Mode",
+    "Predictor",
+    "Progress",
+    "Sampling",
+    "Steered",
+    "StemTask",
+    "Task",
+    "draw_profiles",
+    "make_predictor",
+    "row_keys",
+]

@@ -1,0 +1,100 @@
+"""What the loop and prediction see of a model, and the one way from a denoiser to profiles."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float, Key
+
+from stemjax.diffusion import denoiser, sampler
+from stemjax.tasks.sampling import Sampling
+from stemjax.typing import Batch, Params
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What the loop and prediction see of a model."""
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Returns fresh parameters."""
+        ...
+
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Returns the training loss and named parts of it."""
+        ...
+
+    def predict(
+        self, params: Any, cond: Any, keys: Key[Array, " b"], *, sampling: Sampling
+    ) -> Float[Array, "n b g"]:
+        """Returns n draws a spot in the model's space (n = 1 for a mean).
+
+        Row i depends on row i of ``cond`` and ``keys`` alone.
+        """
+        ...
+
+    def evaluations(self, sampling: Sampling) -> int:
+        """Returns the network evaluations that a spot costs."""
+        ...
+
+    @property
+    def estimate(self) -> Sampling:
+        """The cheapest honest estimate of the conditional mean, for validation in training."""
+        ...
+
+
+class DiffusionTask(Task, Protocol):
+    """A task that has a denoiser, so that it can be guided, told some genes, or asked for odds."""
+
+    @property
+    def genes(self) -> int:
+        """Size of the panel."""
+        ...
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Smallest and largest noise level that the model's ladders run between."""
+        ...
+
+    @property
+    def extra_evaluations(self) -> int:
+        """Network evaluations a spot that binding the denoiser costs, once."""
+        ...
+
+    def denoiser(
+        self, params: Params, cond: Float[Array, "b c"], *, repeat: int = 1
+    ) -> denoiser.Denoiser:
+        """Returns D(x; sigma) for every spot ``repeat`` times in a row (spot-major)."""
+        ...
+
+
+def draw_profiles(
+    denoise: denoiser.Denoiser,
+    keys: Key[Array, " b"],
+    *,
+    sampling: Sampling,
+    levels: tuple[float, float],
+    genes: int,
+) -> Float[Array, "n b g"]:
+    """Returns the draws of modes ``pair`` and ``draws``, in the model's space.
+
+    Args:
+      denoise: a denoiser bound to each spot ``sampling.draws`` times in a row.
+      keys: one key a spot.
+      sampling: step rule, ladder and number of draws.
+      levels: the model's own ends of the ladder.
+      genes: size of the panel.
+
+    Raises:
+      ConfigError: the ladder cannot be made.
+    """
+    return sampler.draw(
+        denoise,
+        sampling.on(levels).rungs,
+        keys,
+        rule=sampling.rule,
+        genes=genes,
+        n_draws=sampling.draws,
+        antithetic=sampling.in_pairs,
+    )

@@ -1,0 +1,122 @@
+"""The published Stem as a task: DDPM loss, ancestral sampling, and every other sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from stemjax import errors
+from stemjax.diffusion import ddpm, denoiser, sampler
+from stemjax.models import network
+from stemjax.tasks import base
+from stemjax.tasks.sampling import ONE_EVALUATION, Sampling
+from stemjax.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DdpmTask:
+    """Expression of a spot by the published process, from its patch embedding.
+
+    It has no mean token, so it has no one-evaluation mean: mode ``pair`` averages an antithetic
+    pair, and sampler ``ddpm`` draws as published, with as many ancestral steps as asked for.
+
+    Attributes:
+      network: network of two channels, ``apply(params, x_t, time step, cond)`` -> [b 2 g].
+      genes: size of the panel.
+      process: the process that the network is trained on.
+    """
+
+    network: network.Network
+    genes: int
+    process: ddpm.Process = ddpm.Process()
+    extra_evaluations: int = dataclasses.field(default=0, init=False)
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Noise level of the first and of the last time step, .01 and 157."""
+        return float(self.process.sigmas[0]), float(self.process.sigmas[-1])
+
+    @property
+    def estimate(self) -> Sampling:
+        """One antithetic pair of 8 steps: 16 evaluations."""
+        return Sampling(mode="pair")
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Returns fresh parameters."""
+        return self.network.init(key)
+
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Returns the hybrid loss, and its parts: the error of eps and the variance's bound."""
+        x0, cond, mask = (jnp.asarray(batch[name]) for name in ("x0", "cond", "mask"))
+        terms = ddpm.hybrid_loss(
+            functools.partial(self._apply, params, cond), x0, mask, key, process=self.process
+        )
+        mse, bound = jnp.mean(terms.mse), jnp.mean(terms.bound)
+        return mse + bound, {"loss": mse + bound, "loss_mse": mse, "loss_bound": bound}
+
+    def denoiser(
+        self, params: Params, cond: Float[Array, "b c"], *, repeat: int = 1
+    ) -> denoiser.Denoiser:
+        """Returns D(x; sigma) for every spot ``repeat`` times in a row."""
+        rows = jnp.repeat(cond, repeat, axis=0)
+        return ddpm.make_vp_denoiser(
+            functools.partial(self._apply, params, rows), process=self.process
+        )
+
+    def predict(
+        self,
+        params: Params,
+        cond: Float[Array, "b c"],
+        keys: Key[Array, " b"],
+        *,
+        sampling: Sampling,
+    ) -> Float[Array, "n b g"]:
+        """Returns draws in the model's space, [n b g].
+
+        Raises:
+          ConfigError: a mode of one evaluation, which needs a mean token.
+        """
+        if sampling.mode in ONE_EVALUATION:
+            raise errors.ConfigError(
+                f"mode {sampling.mode} of a model of the published process",
+                expected="pair or draws: it was trained without a mean token",
+                fix="use --mode pair (16 evaluations a spot) for the mean",
+            )
+        if sampling.sampler != "ddpm":
+            return base.draw_profiles(
+                self.denoiser(params, cond, repeat=sampling.draws),
+                keys,
+                sampling=sampling,
+                levels=self.levels,
+                genes=self.genes,
+            )
+        rows = jnp.repeat(cond, sampling.draws, axis=0)
+        return sampler.draw_with(
+            functools.partial(
+                _ancestral,
+                functools.partial(self._apply, params, rows),
+                self.process.respaced(sampling.steps),
+            ),
+            keys,
+            genes=self.genes,
+            n_draws=sampling.draws,
+            antithetic=sampling.in_pairs,
+        )
+
+    def evaluations(self, sampling: Sampling) -> int:
+        """Returns the network evaluations that a spot costs."""
+        return sampling.evaluations
+
+    def _apply(self, params: Params, cond: Array, x: Array, time: Array) -> Array:
+        return self.network.apply(params, x, time, cond)
+
+
+def _ancestral(
+    bound: denoiser.RawNetwork, process: ddpm.Process, unit: Array, keys: Array, signs: Array | None
+) -> Array:
+    return ddpm.ancestral(bound, process, unit, keys, signs=signs)
