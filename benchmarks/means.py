@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path, help="default: in benchmarks/results")
     args = parser.parse_args()
     world = samplers.World(spots=8 if args.quick else 32, draws=8)
-    updates, repeats = (150, 3) if args.quick else (4000, 12)
+    updates, repeats = (150, 3) if args.quick else (3000, 10)
     result = {
         **harness.surroundings(),
         "benchmark": "means",

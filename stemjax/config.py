@@ -284,6 +284,11 @@ def _check_diffusion(diffusion: Diffusion) -> None:
     bounds = {
         "condition_noise": ("at least 0", diffusion.condition_noise >= 0),
         "condition_dropout": ("at least 0 and below 1", 0 <= diffusion.condition_dropout < 1),
+        "noise_std": ("at least 0", diffusion.noise_std >= 0),
+        "noise_max": (
+            f"above noise_min = {diffusion.noise_min}, which is above 0",
+            0 < diffusion.noise_min < diffusion.noise_max,
+        ),
         "weight_gamma": ("positive", diffusion.weight_gamma > 0),
         "sigma_data": ("positive", diffusion.sigma_data > 0),
     }

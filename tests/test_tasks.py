@@ -164,10 +164,10 @@ def test_evaluations_a_spot(mode, name, evaluations):
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"mode": "median"}, "mean or pair or draws"),
-        ({"sampler": "euler"}, "dpmpp2m or ddim or heun"),
+        ({"mode": "median"}, "mean or marginal or pair or draws"),
+        ({"sampler": "euler"}, "dpmpp2m or dpmpp2m_sde or ddim or ancestral or heun"),
         ({"steps": 0}, "steps=0"),
-        ({"eta": 0.5}, "only ddim adds fresh noise"),
+        ({"eta": 0.5}, "only ddim and dpmpp2m_sde have one"),
         ({"mode": "draws", "n_draws": 3}, "an even number, found 3"),
     ],
 )

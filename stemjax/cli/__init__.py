@@ -29,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"stemjax {args.command}: error [{error.code}]\n  {error}", file=sys.stderr)  # noqa: T201
         return 1
+    except OSError as error:
+        # The disk and its permissions: what the system says, and of which file, is all there is.
+        if args.debug:
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"stemjax {args.command}: error\n  {what}", file=sys.stderr)  # noqa: T201
+        return 1
     except KeyboardInterrupt:
         print("stemjax: interrupted", file=sys.stderr)  # noqa: T201
         return 130

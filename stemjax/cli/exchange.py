@@ -82,12 +82,16 @@ def _import(args: argparse.Namespace, rest: Sequence[str]) -> None:
     if args.encoder is not None:
         try:
             values = json.loads(args.encoder.read_text(encoding="utf-8"))
+            contract = embeddings.EncoderContract.from_json(values)
         except (OSError, ValueError) as error:
             raise errors.EncoderMismatchError(
                 f"the encoder contract {args.encoder} cannot be read ({error})",
                 expected="a JSON file with the fields of EncoderContract",
             ) from error
-        contract = embeddings.EncoderContract.from_json(values)
+        except errors.EncoderMismatchError as error:
+            raise errors.EncoderMismatchError(
+                f"{args.encoder}: {error.what}", expected=error.expected, found=error.found
+            ) from error
     trained = published.read(
         args.file,
         genes.read_gene_list(args.genes),

@@ -124,7 +124,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
     from stemjax import tasks, terminal
     from stemjax.data import genes, records
-    from stemjax.eval import predict, steering
+    from stemjax.eval import mismatch, predict, steering
     from stemjax.export import bundle
 
     asked: dict[str, Any] = {
@@ -163,8 +163,8 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     if predict.STANDARD_ERROR in result.layers:
         error = np.asarray(result.layers[predict.STANDARD_ERROR]).mean()
         print(f"  standard error of the mean of the draws: {error:.3f} on average")  # noqa: T201
-    if predict.NLL in result.obs:
-        own, other = (np.asarray(result.obs[key]) for key in (predict.NLL, predict.NLL_OTHER))
+    if mismatch.NLL in result.obs:
+        own, other = (np.asarray(result.obs[key]) for key in (mismatch.NLL, mismatch.NLL_OTHER))
         print(  # noqa: T201
             f"  negative log likelihood: {own.mean():.3f} nats a gene; given another spot's patch "
             f"{other.mean():.3f}; its own explains it better in {(own < other).mean():.0%} of spots"

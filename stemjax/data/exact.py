@@ -40,8 +40,9 @@ def exact_denoiser(
 ) -> Denoise:
     """Returns D(x; sigma) of the law's spots in the standardised space of log2(count + 1).
 
-    D(0; inf) is the conditional mean. float32; it agrees with sums in float64 to 1e-4 of a gene's
-    standard deviation.
+    D(0; inf) is the conditional mean. float32; for up to about 50 genes it agrees with finer sums
+    in float64 to 1e-4 of a gene's standard deviation. More genes tell depths apart more finely
+    than `DEPTHS` nodes do: with 200 the error reaches 4e-3 at sigma = .1.
 
     Args:
       law: the law.
@@ -62,14 +63,16 @@ def exact_denoiser(
     def denoise(x: Float[Array, "b g"], sigma: Float[Array, " b"], /) -> Float[Array, "b g"]:
         x = x.astype(jnp.float32).reshape(spots, repeat, genes)
         rate = 1 / jnp.square(sigma.astype(jnp.float32)).reshape(spots, repeat, 1, 1)
-        exponent = -0.5 * jnp.square(x[..., None] - levels_d) * rate  # [l r g k]
+        exponent = -0.5 * jnp.square(x[..., None] - levels_d[None, None]) * rate  # [l r g k]
         top = exponent.max(axis=-1, keepdims=True)
         near = jnp.exp(exponent - top)
         # [l r g q] over the nodes q of mode and depth.
         mass = jnp.einsum("lrgk,lgqk->lrgq", near, table_d)
-        first = jnp.einsum("lrgk,lgqk->lrgq", near * levels_d, table_d)
-        mass = jnp.maximum(mass, jnp.finfo(jnp.float32).tiny)
-        log_weight = prior_d + jnp.sum(jnp.log(mass), axis=2)  # [l r q]
+        first = jnp.einsum("lrgk,lgqk->lrgq", near * levels_d[None, None], table_d)
+        # A node this unlikely for one gene has no weight; the square of its mass, which a
+        # derivative divides by, must not underflow.
+        mass = jnp.maximum(mass, 1e-18)
+        log_weight = prior_d[None, None] + jnp.sum(jnp.log(mass), axis=2)  # [l r q]
         weight = jax.nn.softmax(log_weight, axis=-1)
         mean = jnp.einsum("lrq,lrgq->lrg", weight, first / mass)
         return mean.reshape(spots * repeat, genes)

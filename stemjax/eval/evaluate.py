@@ -7,7 +7,6 @@ prediction (AnnData) ─ join by barcode and gene name ─ truth of the records
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -16,22 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 
-from stemjax import errors
-from stemjax.data import splits, transforms
-from stemjax.eval import baselines, metrics
+from stemjax.data import splits
+from stemjax.eval import baselines, joining, metrics, mismatch
 
 if TYPE_CHECKING:
     import anndata
 
     from stemjax.data import records as spot_records
-
-VALUE_SPACES: Mapping[str, str] = {
-    "log2p1": "log2(count + 1)",
-    "log1p_cp10k": "ln(1 + counts per 10,000)",
-}
-"""Units of each value space, as figures and tables print them."""
 
 _BLOCK = 5.0  # side of a bootstrap block, in array units
 _LEVEL = 0.95
@@ -40,147 +31,12 @@ _COLUMNS = ("pcc_10", "pcc_50", "pcc_all", "mse", "mae", "rvd")
 _LEFT_OUT = (
     ("not_measured", "not measured on the slide"),
     ("not_in_training", "measured on no training slide"),
+    ("given", "told to the prediction, so no test of it"),
     ("constant_in_truth", "constant on the slide, so without correlation"),
 )
 # What the result repeats of the prediction's own account.
 _CARRIED = ("mode", "value_space", "sampler", "steps", "n_draws", "antithetic", "seed")
 _CARRIED += ("evaluations_per_spot", "checkpoint_step", "stemjax_version")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Joined:
-    """A prediction and the truth of its slide, on the same spots and genes in the same order.
-
-    Attributes:
-      mean: the prediction, value space, float64 [l g].
-      true: the measured counts in the same value space, float64 [l g].
-      mask: 1 where the slide measured the gene, [l g].
-      std: standard deviation of the draws, [l g], or None.
-      draws: single draws, [n l g], or None.
-      table: the slide's records; its order of spots is the order of all of the above.
-      genes: gene names, in the records' order.
-      slide: the slide's id.
-      about: what the prediction says of itself, ``uns["stemjax"]``.
-    """
-
-    mean: np.ndarray
-    true: np.ndarray
-    mask: np.ndarray
-    std: np.ndarray | None
-    draws: np.ndarray | None
-    table: spot_records.Table
-    genes: tuple[str, ...]
-    slide: str
-    about: Mapping[str, Any]
-
-    @property
-    def label(self) -> str:
-        """How the prediction was made: ``mean``, ``pair`` or ``draws(n)``."""
-        mode = str(self.about["mode"])
-        return mode if self.draws is None else f"{mode}({len(self.draws)})"
-
-
-def _names(values: Any) -> list[str]:
-    """Names as h5ad gives them back: a list, an array of strings, one string or None."""
-    return [] if values is None else [str(v) for v in np.atleast_1d(np.asarray(values, object))]
-
-
-def _about(prediction: anndata.AnnData, name: str) -> Mapping[str, Any]:
-    """uns["stemjax"] with the keys that evaluation cannot do without."""
-    about = prediction.uns.get("stemjax", {})
-    lacking = [k for k in ("slide", "mode", "value_space", "train_slides") if k not in about]
-    if lacking:
-        raise errors.PredictionError(
-            f'{name}: uns["stemjax"] lacks {", ".join(lacking)}',
-            fix="Evaluate a file written by `stemjax predict`",
-        )
-    if about["value_space"] not in VALUE_SPACES:
-        raise errors.PredictionError(
-            f"{name}: unknown value space",
-            expected=" or ".join(VALUE_SPACES),
-            found=str(about["value_space"]),
-            fix="Evaluate with the version of stemjax that wrote it",
-        )
-    return about
-
-
-def _rows(have: Sequence[str], want: Sequence[str], what: str) -> np.ndarray:
-    """Row in ``have`` of each entry of ``want``; both must hold the same entries, each once."""
-    place = {entry: i for i, entry in enumerate(have)}
-    missing = [entry for entry in want if entry not in place]
-    extra, twice = sorted(place.keys() - set(want)), len(have) - len(place)
-    if missing or extra or twice:
-        example = f" (e.g. {', '.join((missing or extra)[:3])})" if missing or extra else ""
-        raise errors.PredictionError(
-            f"{what} differ from the records'",
-            expected=f"{len(want)}, each once",
-            found=f"{len(missing)} missing, {len(extra)} extra and {twice} repeated{example}",
-            fix="Predict again from these records",
-        )
-    return np.array([place[entry] for entry in want], np.int64)
-
-
-def join(
-    prediction: anndata.AnnData,
-    records: spot_records.Records,
-    *,
-    name: str = "prediction",
-    like: Joined | None = None,
-) -> Joined:
-    """The prediction's values and the truth, joined by barcode and gene name, never by row.
-
-    Errors call the prediction ``name``; with ``like``, slide and value space must be that one's.
-
-    Raises:
-      PredictionError: ``uns["stemjax"]`` is incomplete, the slide is not in the records, spots or
-        genes are missing, extra or twice there, or a value is not finite.
-    """
-    about = _about(prediction, name)
-    for key in ("slide", "value_space"):
-        if like is not None and str(about[key]) != str(like.about[key]):
-            raise errors.PredictionError(
-                f"{name}: another {key} than the prediction's",
-                expected=str(like.about[key]),
-                found=str(about[key]),
-                fix="Compare predictions of one slide in one value space",
-            )
-    slide = str(about["slide"])
-    if slide not in records.slides:
-        raise errors.PredictionError(
-            f"{name}: the records lack its slide",
-            expected=f"one of {', '.join(sorted(records.slides))}",
-            found=slide,
-            fix="Open the records that hold it as well",
-        )
-    table = records.load([slide])
-    spots = _rows(list(prediction.obs_names), table.barcodes, f"{name}: spots")
-    columns = _rows(list(prediction.var_names), records.genes, f"{name}: genes")
-
-    def aligned(values: Any, what: str) -> np.ndarray:
-        """Values in the records' order, [l g] or [n l g]."""
-        values = values.toarray() if scipy.sparse.issparse(values) else np.asarray(values)
-        values = np.asarray(values[spots][..., columns], np.float64)
-        if bad := np.sum(~np.isfinite(values)):
-            raise errors.PredictionError(f"{name}: {what} holds {bad} NaN or infinite values")
-        return values
-
-    std, draws = prediction.layers.get("stemjax_std"), prediction.obsm.get("stemjax_draws")
-    if std is not None:
-        std = aligned(std, 'layers["stemjax_std"]')
-    if draws is not None:
-        draws = aligned(draws, 'obsm["stemjax_draws"]').transpose(1, 0, 2)
-    transform = transforms.get_transform(str(about["value_space"]))
-    return Joined(
-        mean=aligned(prediction.X, "X"),
-        true=np.asarray(transform.forward(table.counts, table.total), np.float64),
-        mask=np.asarray(table.mask),
-        std=std,
-        draws=draws,
-        table=table,
-        genes=tuple(records.genes),
-        slide=slide,
-        about=about,
-    )
 
 
 def split_kind(
@@ -191,7 +47,7 @@ def split_kind(
     The records' patients decide; where one is unknown, the prediction's own ``split_kind`` stands.
     """
     slide = str(about["slide"])
-    train, val = _names(about["train_slides"]), _names(about.get("val_slides"))
+    train, val = joining.names(about["train_slides"]), joining.names(about.get("val_slides"))
     for role, seen in (("training", train), ("validation", val)):
         if slide in seen:
             return f"{role} slide", f"{role} slide: {slide} was used in training, it is no test"
@@ -208,10 +64,10 @@ def split_kind(
 
 
 def _floors(
-    joined: Joined, records: spot_records.Records
+    joined: joining.Joined, records: spot_records.Records
 ) -> tuple[baselines.Fitted | None, list[str]]:
     """The baselines, or None where training slides are not at hand, and what to note of them."""
-    train = _names(joined.about["train_slides"])
+    train = joining.names(joined.about["train_slides"])
     absent = [slide for slide in train if slide not in records.slides]
     if absent or not train:
         why = f"not in the records: {', '.join(absent)}" if absent else "none is named"
@@ -228,7 +84,7 @@ def _floors(
 type _Row = tuple[str, str, np.ndarray]  # name, source, predictions [n l g] to average scores over
 
 
-def _rows_of(name: str, source: str, joined: Joined) -> list[_Row]:
+def _rows_of(name: str, source: str, joined: joining.Joined) -> list[_Row]:
     """The row of a prediction, and that of its single draws where it has them."""
     rows = [(f"{name}: {joined.label}", source, joined.mean[None])]
     if joined.draws is not None:
@@ -282,17 +138,18 @@ def evaluate(
       seed: of the resamples.
 
     Raises:
-      PredictionError: as `join`, for the prediction or one to compare.
+      PredictionError: as `joining.join`, for the prediction or one to compare.
     """
-    ours = join(prediction, records)
+    ours = joining.join(prediction, records)
     others = {
-        name: join(other, records, name=f"compare {name}", like=ours)
+        name: joining.join(other, records, name=f"compare {name}", like=ours)
         for name, other in (compare or {}).items()
     }
     about, measured = ours.about, ours.mask != 0
     floors, notes = _floors(ours, records)
     trained = np.ones(len(ours.genes), bool) if floors is None else floors.trained
-    mask = measured & trained
+    given = np.isin(ours.genes, joining.names(about.get("given_genes")))
+    mask = measured & trained & ~given
     blocks = metrics.spatial_blocks(ours.table.array_xy, size=_BLOCK)
 
     def score(preds: np.ndarray) -> metrics.Scores:
@@ -306,6 +163,7 @@ def evaluate(
     if ours.draws is not None:
         pairs = bool(about.get("antithetic", False))
         spread = vars(metrics.describe_draws(ours.draws, ours.true, mask, antithetic=pairs))
+    odds = mismatch.summary(prediction, ours.table.barcodes, blocks, resamples=intervals, seed=seed)
     pcc = metrics.pcc_per_gene(ours.mean, ours.true, mask)
     kind, sentence = split_kind(about, records.slides)
     ridge = floors and {k: v for k, v in vars(floors.ridge).items() if k != "prediction"}
@@ -322,10 +180,12 @@ def evaluate(
                 "scored": np.sum(~np.isnan(pcc)),
                 "not_measured": np.sum(~measured.any(axis=0)),
                 "not_in_training": np.sum(measured.any(axis=0) & ~trained),
+                "given": np.sum(given),
                 "constant_in_truth": np.sum(mask.any(axis=0) & np.isnan(pcc)),
             },
             "rows": _scored(rows, score),
             "draws": spread,
+            "mismatch": odds,
             "ridge": ridge,
             "intervals": {"resamples": intervals, "blocks": blocks.max() + 1, "seed": seed}
             | {"block_side": _BLOCK, "level": _LEVEL},
@@ -372,7 +232,7 @@ def table(measured: Mapping[str, Any]) -> str:
     before = [
         f"Slide {measured['slide']}. {measured['split']}.",
         f"{measured['spots']} spots, {genes['scored']} of {genes['panel']} genes scored, in "
-        f"{VALUE_SPACES[measured['value_space']]}{cost}",
+        f"{joining.VALUE_SPACES[measured['value_space']]}{cost}",
     ]
     after = [f"{genes[key]} genes left out: {why}." for key, why in _LEFT_OUT if genes[key]]
     if spread and spread["standard_error"] is not None:
@@ -380,6 +240,8 @@ def table(measured: Mapping[str, Any]) -> str:
             f"Average of {spread['n']} draws: standard error {spread['standard_error']:.4f} "
             "(root mean square over spots and genes)."
         )
+    if odds := measured["mismatch"]:
+        after.append(mismatch.sentence(odds))
     if (drawn := measured["intervals"])["resamples"] >= 2:
         after.append(
             f"Intervals: {drawn['resamples']} resamples of {drawn['blocks']} square blocks of "
@@ -391,7 +253,9 @@ def table(measured: Mapping[str, Any]) -> str:
 def write_metrics(measured: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes the result of `evaluate` as JSON, whole or not at all; undefined numbers are null."""
     text = json.dumps(_plain(measured), indent=2, allow_nan=False) + "\n"
-    partial = pathlib.Path(path).with_name(f".{pathlib.Path(path).name}.{os.getpid()}.tmp")
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)

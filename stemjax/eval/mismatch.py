@@ -8,7 +8,8 @@ for a shifted image, a doublet or a sampling artefact.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +18,21 @@ from jaxtyping import Array, Key
 from stemjax import errors, tasks
 from stemjax.data import records
 from stemjax.diffusion import ladders, likelihood
+from stemjax.eval import metrics
 from stemjax.tasks import predictor
 from stemjax.train import checkpoint
+
+if TYPE_CHECKING:
+    import anndata
 
 SIGMA_MIN = 0.2
 """Blur, in the model's space: expression is discrete, and a finer blur resolves single counts."""
 
 STEPS = 8
-"""Rungs of the ladder; an error below .01 nats a gene on the drawn law (docs/samplers.md)."""
+"""Rungs of the ladder: off by .005 nats a gene (root mean square) with the drawn law's denoiser."""
+
+NLL, NLL_OTHER = "stemjax_nll", "stemjax_nll_other"
+"""Columns of a prediction's ``obs`` that hold ``own`` and ``other``."""
 
 
 class _Inputs(NamedTuple):
@@ -44,9 +52,9 @@ def negative_log_likelihood(
 ) -> dict[str, np.ndarray]:
     """Returns ``own`` and ``other``, nats a gene of each spot, [l] float32 each.
 
-    ``own`` is -ln p(x0 | its patch) / genes in the model's space, of profiles blurred by
-    `SIGMA_MIN` (`likelihood.log_likelihood`); ``other`` the same with the patch of the spot that
-    a permutation of (seed, number of spots) puts in its place.
+    ``own`` is -ln p(x0 | its patch) / genes in the model's space, p the density of profiles
+    blurred by `SIGMA_MIN`, at the profile itself (`likelihood.log_likelihood`); ``other`` the same
+    with the patch of the spot that a permutation of (seed, number of spots) puts in its place.
 
     Args:
       trained: weights and what they mean.
@@ -94,6 +102,58 @@ def negative_log_likelihood(
             progress=progress,
         )  # fmt: skip
     return found
+
+
+def summary(
+    prediction: anndata.AnnData,
+    barcodes: Sequence[str],
+    blocks: np.ndarray,
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Returns what a prediction's likelihoods say of its slide, or None where it has none.
+
+    Args:
+      prediction: with `NLL` and `NLL_OTHER` in ``obs``.
+      barcodes: the spots, in the order of ``blocks``.
+      blocks: number of the spatial block of each spot.
+      resamples: of whole blocks, for the interval; fewer than 2 give none.
+      seed: of the resamples.
+
+    Returns:
+      ``own`` and ``other``, mean nats a gene; ``own_is_better``, the share of spots whose own patch
+      explains them better than another's (.5 by chance), with ``own_is_better_interval``.
+    """
+    if NLL not in prediction.obs or NLL_OTHER not in prediction.obs:
+        return None
+    place = {barcode: row for row, barcode in enumerate(prediction.obs_names)}
+    rows = [place[barcode] for barcode in barcodes]
+    own, other = (np.asarray(prediction.obs[n], np.float64)[rows] for n in (NLL, NLL_OTHER))
+    better = (own < other).astype(np.float64)
+    rng, names = np.random.default_rng(seed), np.unique(blocks)
+    groups = [better[blocks == name] for name in names]
+    shares = [
+        np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))]).mean()
+        for _ in range(resamples)
+    ]
+    return {
+        "own": own.mean(),
+        "other": other.mean(),
+        "own_is_better": better.mean(),
+        "own_is_better_interval": metrics.interval(np.asarray(shares)) if shares else None,
+    }
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """Returns `summary` in words."""
+    bounds = found["own_is_better_interval"]
+    interval = f" [{bounds[0]:.1%}, {bounds[1]:.1%}]" if bounds else ""
+    return (
+        f"Measured profiles: {found['own']:.3f} nats a gene given their patch, "
+        f"{found['other']:.3f} given another's; their own explains "
+        f"{found['own_is_better']:.1%}{interval} of spots better (50 % by chance)."
+    )
 
 
 def _derangement(seed: int, n: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stemjax import errors
-from stemjax.eval import evaluate, metrics
+from stemjax.eval import joining, metrics
 
 if TYPE_CHECKING:
     import anndata
@@ -72,17 +72,17 @@ def marker_figure(
     A slide prepared without an image is drawn on white.
 
     Raises:
-      PredictionError: as `evaluate.join`.
+      PredictionError: as `joining.join`.
       GenePanelError: the gene is not in the panel or was not measured on the slide.
       ConfigError: matplotlib cannot write this kind of file.
     """
     from matplotlib import colors
     from matplotlib.figure import Figure
 
-    joined = evaluate.join(prediction, records)
+    joined = joining.join(prediction, records)
     column = _column(joined, gene)
     measured, predicted = joined.true[:, column], joined.mean[:, column]
-    units = evaluate.VALUE_SPACES[str(joined.about["value_space"])]
+    units = joining.VALUE_SPACES[str(joined.about["value_space"])]
     both = np.concatenate([measured, predicted])
     low, high = (float(v) for v in np.quantile(both, [0.01, 0.99]))
     scale = colors.Normalize(low, high if high > low else low + 1.0)
@@ -131,12 +131,12 @@ def gene_variation_figure(
     average of draws varies less than the truth by construction, one draw should not.
 
     Raises:
-      PredictionError: as `evaluate.join`.
+      PredictionError: as `joining.join`.
       ConfigError: matplotlib cannot write this kind of file.
     """
     from matplotlib.figure import Figure
 
-    joined = evaluate.join(prediction, records)
+    joined = joining.join(prediction, records)
     curves = metrics.gene_variation_curve(joined.mean, joined.true, joined.mask)
     single = None
     if joined.draws is not None:
@@ -158,7 +158,7 @@ def gene_variation_figure(
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(loc="upper left", framealpha=0.8, edgecolor="none", fontsize=10)
-    units = evaluate.VALUE_SPACES[str(joined.about["value_space"])]
+    units = joining.VALUE_SPACES[str(joined.about["value_space"])]
     figure.suptitle(f"Gene variation on slide {joined.slide}, {units}", fontsize=13)
     _save(figure, path)
 
@@ -233,7 +233,7 @@ def write_figures(
     return marker, variation
 
 
-def _column(joined: evaluate.Joined, gene: str) -> int:
+def _column(joined: joining.Joined, gene: str) -> int:
     """Column of the gene, if it is in the panel and was measured."""
     if gene not in joined.genes:
         near = difflib.get_close_matches(gene, joined.genes, n=3)
@@ -250,7 +250,7 @@ def _column(joined: evaluate.Joined, gene: str) -> int:
     return column
 
 
-def _title(joined: evaluate.Joined, gene: str, column: int) -> str:
+def _title(joined: joining.Joined, gene: str, column: int) -> str:
     """Gene, slide, correlation; below it how the prediction was made."""
     pcc = metrics.pcc_per_gene(joined.mean[:, [column]], joined.true[:, [column]])[0]
     score = "PCC undefined (measured values are all equal)" if np.isnan(pcc) else f"PCC {pcc:.2f}"
@@ -274,7 +274,7 @@ def _beyond(values: np.ndarray, scale: Any) -> str:
     return {(0, 0): "neither", (0, 1): "max", (1, 0): "min", (1, 1): "both"}[below, above]
 
 
-def _view(joined: evaluate.Joined, records: spot_records.Records) -> tuple[float, ...]:
+def _view(joined: joining.Joined, records: spot_records.Records) -> tuple[float, ...]:
     """Left, right, top and bottom of the drawing in um: the spots and a margin.
 
     The margin below has room for the scale bar, so that it covers no spot.
@@ -289,7 +289,7 @@ def _view(joined: evaluate.Joined, records: spot_records.Records) -> tuple[float
 
 def _draw_spots(
     axis: Axes,
-    joined: evaluate.Joined,
+    joined: joining.Joined,
     records: spot_records.Records,
     values: np.ndarray,
     norm: Any,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stemjax import __version__, errors, tasks
+from stemjax import __version__, config, errors, tasks
 from stemjax.data import records, space
 from stemjax.eval import metrics, mismatch, steering
 from stemjax.train import checkpoint
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 DRAWS = "stemjax_draws"
 STD = "stemjax_std"
 STANDARD_ERROR = "stemjax_se"
-NLL, NLL_OTHER = "stemjax_nll", "stemjax_nll_other"
 IMAGE = "downscaled_fullres"
 
 
@@ -114,7 +113,7 @@ def predict_slide(
         odds = mismatch.negative_log_likelihood(
             trained, table, divergence=divergence, seed=seed, rows=rows, progress=progress
         )
-        result.obs[NLL], result.obs[NLL_OTHER] = odds["own"], odds["other"]
+        result.obs[mismatch.NLL], result.obs[mismatch.NLL_OTHER] = odds["own"], odds["other"]
     result.obsm["spatial"] = np.asarray(table.pixel_xy, np.float64)
     factors = {
         "spot_diameter_fullres": info.spot_diameter_um / info.mpp,
@@ -127,10 +126,17 @@ def predict_slide(
     result.uns["stemjax"] = provenance(trained, info, sampling, seed) | {
         "evaluations_per_spot": task.evaluations(sampling),
         "guidance": float(steer.scale),
+        "guide": "" if steer.weak is None else json.dumps(_identity(steer.weak)),
         "given_genes": list(steer.given),
         "given_method": steer.method if steer.given else "",
     }
     return result
+
+
+def _identity(trained: checkpoint.Trained) -> dict[str, Any]:
+    """Returns which weights these are."""
+    digest = config.digest(trained.card.experiment)
+    return {"config": digest, "step": trained.step, "weights": trained.weights}
 
 
 def fill(
@@ -174,7 +180,8 @@ def provenance(
         "ladder": "" if one else on.ladder,
         "n_draws": 0 if one else on.draws,
         "antithetic": on.in_pairs,
-        "eta": 0.0 if on.eta is None else on.eta,
+        # What the step rule adds, and not what was asked for: None is 1 for dpmpp2m_sde.
+        "eta": 0.0 if one else float(getattr(on.rule, "eta", 0.0)),
         "churn": on.churn,
         "sigma_min": 0.0 if on.sigma_min is None else on.sigma_min,
         "sigma_max": 0.0 if on.sigma_max is None else on.sigma_max,

@@ -37,12 +37,12 @@ def write(trained: checkpoint.Trained, path: str | pathlib.Path) -> None:
     Raises:
       BundleError: ``path`` is a file, or a folder that holds something else.
     """
-    path = pathlib.Path(path)
-    if path.exists() and not (is_bundle(path) or (path.is_dir() and not any(path.iterdir()))):
+    path = pathlib.Path(path).resolve()  # "." has no name that another folder could take
+    if found := _in_the_way(path):
         raise errors.BundleError(
             f"{path} is in the way",
             expected="nothing there, an empty folder or an older bundle",
-            found="a file" if path.is_file() else "a folder with other files",
+            found=found,
             fix="name another output",
         )
     arrays = {
@@ -88,7 +88,14 @@ def load(path: str | pathlib.Path) -> checkpoint.Trained:
         card = checkpoint.Card.from_json(description["card"])
         step, weights = int(description["step"]), str(description["weights"])
         arrays = safetensors.numpy.load_file(path / WEIGHTS)
-    except (KeyError, TypeError, ValueError, OSError, safetensors.SafetensorError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OSError,
+        safetensors.SafetensorError,
+    ) as error:
         raise errors.BundleError(
             f"bundle {path} cannot be read ({type(error).__name__}: {error})", fix="copy it again"
         ) from error
@@ -108,6 +115,17 @@ def open_model(path: str | pathlib.Path, *, weights: str = "auto") -> checkpoint
       BundleError, CheckpointError: there is none, or it is damaged.
     """
     return load(path) if is_bundle(path) else checkpoint.load(path, weights=weights)
+
+
+def _in_the_way(path: pathlib.Path) -> str:
+    """What stands at a path besides an older bundle, which alone may be deleted; "" if nothing."""
+    if not path.is_dir():
+        return "a file" if path.exists() else ""
+    inside = {file.name for file in path.iterdir()}
+    others = inside - {DESCRIPTION, WEIGHTS, integrity.MANIFEST}
+    if inside and (others or DESCRIPTION not in inside):
+        return f"a folder with other files ({sorted(others or inside)[0]})"
+    return ""
 
 
 def _named(params: Any) -> list[tuple[str, Any]]:

@@ -75,6 +75,12 @@ class Sampling:
                 expected="at least 1",
                 found=f"steps={self.steps}, n_draws={self.n_draws}",
             )
+        if self.steps == 1 and self._on_process:
+            raise errors.ConfigError(
+                "steps of the published process",
+                expected="at least 2: one step alone is its lowest level, .01, not noise",
+                found="steps=1",
+            )
         if self.eta is not None and self.sampler not in ("ddim", "dpmpp2m_sde"):
             raise errors.ConfigError(
                 f"eta={self.eta} with sampler {self.sampler!r}",
@@ -133,6 +139,8 @@ class Sampling:
     def on(self, levels: tuple[float, float]) -> Sampling:
         """Returns the same with a model's own smallest and largest noise level where none is set.
 
+        On the steps of the published process the levels are that process's, whatever is set.
+
         Raises:
           ConfigError: the levels do not make a ladder.
         """
@@ -140,6 +148,10 @@ class Sampling:
             own if asked is None else asked
             for own, asked in zip(levels, (self.sigma_min, self.sigma_max))
         )
+        if self._on_process:
+            sigmas = ddpm.Process().respaced(self.steps).sigmas
+            low, high = float(sigmas[0]), float(sigmas[-1])
+            return dataclasses.replace(self, ladder="ddpm", sigma_min=low, sigma_max=high)
         found = dataclasses.replace(self, sigma_min=low, sigma_max=high)
         _ = found.rungs
         return found
@@ -151,7 +163,7 @@ class Sampling:
         Raises:
           ConfigError: they do not make a ladder.
         """
-        if self.ladder == "ddpm" or self.sampler == "ddpm":
+        if self._on_process:
             return ddpm.Process().ladder(self.steps)
         make = ladders.LADDERS[self.ladder]
         if self.ladder == "karras":
@@ -161,3 +173,7 @@ class Sampling:
                 "sampling", expected="noise levels", found="none", fix="take sampling.on(levels)"
             )
         return make(self.steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+
+    @property
+    def _on_process(self) -> bool:
+        return "ddpm" in (self.ladder, self.sampler)

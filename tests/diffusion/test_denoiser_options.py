@@ -9,7 +9,7 @@ import pytest
 
 from stemjax.diffusion import denoiser, noise
 
-ROWS, GENES, SIGMA_DATA, GAMMA = 12, 4, 0.7, 3.0
+ROWS, GENES, SIGMA_DATA, GAMMA = 12, 4, 0.7, 1.5
 
 
 @pytest.fixture
@@ -53,7 +53,9 @@ def test_weighted_loss_is_the_min_snr_weight_times_the_error_of_d(batch):
     weight = np.minimum((SIGMA_DATA / sigma[:, 0]) ** 2, GAMMA) / SIGMA_DATA**2
     # float32 levels of size 500 give sigma to 1e-6; D - x0 at small sigma cancels a digit or two.
     np.testing.assert_allclose(losses[3:], weight * error, rtol=1e-4)
-    assert weight.min() < 0.5 * weight.max() == 0.5 * GAMMA / SIGMA_DATA**2  # both sides of gamma
+    top = GAMMA / SIGMA_DATA**2
+    assert (weight == top).any()  # both sides of gamma
+    assert (weight < 0.1 * top).any()
 
 
 def test_mean_tokens_weigh_one_whatever_the_weight(batch):

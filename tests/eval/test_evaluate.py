@@ -125,6 +125,7 @@ def test_the_truth_scores_perfectly_in_any_order_of_rows_and_genes(source):
             "scored": 13,
             "not_measured": 0,
             "not_in_training": 0,
+            "given": 0,
             "constant_in_truth": 1,
         }
 
@@ -368,3 +369,31 @@ def test_metrics_are_written_whole_and_without_nan(source, tmp_path, monkeypatch
         evaluate.write_metrics(measured, path)
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
     assert json.loads(path.read_text())["c"] == [0, 1]
+
+
+def test_genes_that_a_prediction_was_told_are_not_scored(source):
+    told = predicted(source, "A2", truth(source, "A2"), train=["A1"], given_genes=["G1", "G5"])
+    measured = evaluate.evaluate(told, source, intervals=0)
+    assert measured["genes"]["given"] == 2
+    assert measured["gene_pcc"]["G1"] is None
+    assert measured["gene_pcc"]["G2"] == pytest.approx(1.0)
+    assert "2 genes left out: told to the prediction" in evaluate.table(measured)
+
+
+def test_likelihoods_are_summed_up_by_barcode(source):
+    prediction = predicted(source, "A2", truth(source, "A2"), train=["A1"])
+    own = np.linspace(0, 1, 108)
+    prediction.obs["stemjax_nll"], prediction.obs["stemjax_nll_other"] = own, 0.75
+    shuffled = prediction[np.random.default_rng(0).permutation(108)].copy()
+    first, second = (evaluate.evaluate(p, source, intervals=50) for p in (prediction, shuffled))
+    assert first["mismatch"] == second["mismatch"]
+    # 81 of 108 values of an even ramp lie below .75.
+    assert first["mismatch"]["own_is_better"] == pytest.approx(81 / 108)
+    low, high = first["mismatch"]["own_is_better_interval"]
+    assert low < 81 / 108 < high
+    assert "explains 75.0%" in evaluate.table(first)
+    assert evaluate.evaluate(told_nothing(source), source)["mismatch"] is None
+
+
+def told_nothing(source):
+    return predicted(source, "A2", truth(source, "A2"), train=["A1"])
