@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -106,13 +107,15 @@ type Draw = Callable[[tasks.Sampling, int], np.ndarray]
 
 
 def network_draw(world: samplers.World, trained: Trained) -> Draw:
-    """Returns (sampling, seed) -> draws [n l g] of a network."""
+    """Returns (sampling, seed) -> draws [n l g] of a network; compiles once for each sampling."""
     cond = condition(world.z)
 
+    @functools.cache
+    def predictor(sampling: tasks.Sampling) -> tasks.Predictor:
+        return tasks.make_predictor(trained.task, sampling, rows=2048)
+
     def draw(sampling: tasks.Sampling, seed: int) -> np.ndarray:
-        keys = sampler.spot_keys(seed, "law", [f"{i}" for i in range(world.spots)])
-        predict = tasks.make_predictor(trained.task, sampling, rows=2048)
-        return predict(trained.params, cond, keys)
+        return predictor(sampling)(trained.params, cond, spot_keys(world, seed))
 
     return draw
 
@@ -120,21 +123,29 @@ def network_draw(world: samplers.World, trained: Trained) -> Draw:
 def exact_draw(world: samplers.World) -> Draw:
     """Returns (sampling, seed) -> draws [n l g] of the law's own denoiser."""
 
-    def draw(sampling: tasks.Sampling, seed: int) -> np.ndarray:
+    @functools.cache
+    def program(sampling: tasks.Sampling) -> Callable[[jax.Array], jax.Array]:
         denoise = exact.exact_denoiser(world.law, world.z, space=world.space, repeat=sampling.draws)
-        if sampling.mode == "mean":
-            zeros = jnp.zeros((world.spots, world.genes))
-            return np.asarray(denoise(zeros, jnp.full(world.spots, jnp.inf)))[None]
-        keys = sampler.spot_keys(seed, "law", [f"{i}" for i in range(world.spots)])
-        return np.asarray(
-            jax.jit(
-                lambda keys: tasks.draw_profiles(
-                    denoise, keys, sampling=sampling, levels=samplers.LEVELS, genes=world.genes
-                )
-            )(keys)
-        )
+
+        def run(keys: jax.Array) -> jax.Array:
+            if sampling.mode == "mean":
+                zeros = jnp.zeros((world.spots, world.genes))
+                return denoise(zeros, jnp.full(world.spots, jnp.inf))[None]
+            return tasks.draw_profiles(
+                denoise, keys, sampling=sampling, levels=samplers.LEVELS, genes=world.genes
+            )
+
+        return jax.jit(run)
+
+    def draw(sampling: tasks.Sampling, seed: int) -> np.ndarray:
+        return np.asarray(program(sampling)(spot_keys(world, seed)))
 
     return draw
+
+
+def spot_keys(world: samplers.World, seed: int) -> jax.Array:
+    """Returns one key a spot."""
+    return sampler.spot_keys(seed, "law", [f"{i}" for i in range(world.spots)])
 
 
 def judge_mean(
@@ -249,8 +260,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few updates, spots and repeats")
     parser.add_argument("--json", type=pathlib.Path, help="default: in benchmarks/results")
     args = parser.parse_args()
-    world = samplers.World(spots=8 if args.quick else 32, draws=8)
-    updates, repeats = (150, 3) if args.quick else (3000, 10)
+    world = samplers.World(spots=8 if args.quick else 16, draws=8)
+    updates, repeats = (150, 3) if args.quick else (2000, 10)
     result = {
         **harness.surroundings(),
         "benchmark": "means",

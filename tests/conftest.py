@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Half of the default run is XLA compiling: it optimises less there. Slow tests run long."""
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
