@@ -154,12 +154,16 @@ def measure(world: World, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
                 line |= {"evaluations": sampling.evaluations, "steps": sampling.steps}
                 lines.append(line | world.score(sampling))
                 harness.emit(lines[-1])
-    # All times together and last, so that they were taken under one load.
-    for line in lines:
+    return lines
+
+
+def add_times(result: dict[str, Any]) -> None:
+    """Adds the times to a result's lines, all of them in one go and under the load it notes."""
+    result["load_of_times"] = harness.surroundings()["load"]
+    for line in result["lines"]:
         if line["ladder"] == "karras":
             sampling = with_budget(SAMPLERS[line["sampler"]], line["budget"])
-            line |= milliseconds(sampling, world.genes) if sampling else {}
-    return lines
+            line |= milliseconds(sampling, result["law"]["genes"]) if sampling else {}
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -173,6 +177,8 @@ def tables(result: dict[str, Any]) -> str:
             [name, *(_cell(found.get((name, budget)), key) for budget in budgets)]
             for name in SAMPLERS
         ]
+        if key == "ms":
+            title += f", at load {result['load_of_times']:.1f}"
         parts.append(f"**{title}**, by evaluations\n\n" + markdown(["sampler", *budgets], rows))
     steps = sorted({line["budget"] for line in lines if line["ladder"] != "karras"})
     found = {
@@ -215,18 +221,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer spots, draws and budgets")
     parser.add_argument("--json", type=pathlib.Path, help="default: in benchmarks/results")
+    parser.add_argument("--times", action="store_true", help="take only the times again")
     args = parser.parse_args()
-    world = World(spots=6, draws=24) if args.quick else World(spots=16, draws=48)
-    result = {
-        **harness.surroundings(),
-        "benchmark": "samplers",
-        "law": {"genes": world.genes, "spots": world.spots, "draws": world.draws},
-        "levels": LEVELS,
-        "energy_distance_of_true_draws": world.distance(world.others),
-        "lines": measure(world, QUICK_BUDGETS if args.quick else BUDGETS),
-    }
-    name = "samplers_quick.json" if args.quick else "samplers.json"
-    path = args.json or RESULTS / name
+    path = args.json or RESULTS / ("samplers_quick.json" if args.quick else "samplers.json")
+    if args.times:
+        result = json.loads(path.read_text())
+    else:
+        world = World(spots=6, draws=24) if args.quick else World(spots=16, draws=48)
+        result = {
+            **harness.surroundings(),
+            "benchmark": "samplers",
+            "law": {"genes": world.genes, "spots": world.spots, "draws": world.draws},
+            "levels": LEVELS,
+            "energy_distance_of_true_draws": world.distance(world.others),
+            "lines": measure(world, QUICK_BUDGETS if args.quick else BUDGETS),
+        }
+    add_times(result)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(tables(result))

@@ -97,7 +97,20 @@ def test_tables_hold_every_line(scripts):
         {"sampler": "dpmpp2m", "ladder": "vp_cosine", "budget": 8, "evaluations": 8, "steps": 8,
          "energy_distance": 0.5, "energy_distance_se": 0.01},
     ]  # fmt: skip
-    text = samplers.tables({"lines": lines, "energy_distance_of_true_draws": (0.001, 0.002)})
+    text = samplers.tables(
+        {"lines": lines, "load_of_times": 0.5, "energy_distance_of_true_draws": (0.001, 0.002)}
+    )
     for cell in ("| ddim | 0.1000 |", "| ddim | 0.2000 |", "| ddim | -0.300 |", "| ddim | 4 |",
                  "| vp_cosine | 0.5000 |", "+0.0010 +- 0.0020"):  # fmt: skip
         assert cell in text
+
+
+@pytest.mark.parametrize("name", ["samplers", "means"])
+def test_the_pages_show_the_results_that_are_committed(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import pages
+
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    assert text.count("| --- |") >= 2  # tables stand there
+    assert pages.filled(text) == text
+    assert pages.filled(text.replace("| 0.0", "| 0.9")) == text  # and come from the results
