@@ -97,6 +97,12 @@ def matmul_rate(size: int = 2048, *, repeats: int = 10) -> float:
     return 2 * size**3 / timing.median
 
 
+def awake(params: Any) -> Any:
+    """Returns fresh weights with a little noise: adaLN-Zero alone would leave most of them idle."""
+    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda p: p + 0.02 * jax.random.normal(next(keys), p.shape), params)
+
+
 def emit(line: dict[str, Any], file: Any = None) -> None:
     """Writes one result as one line of JSON."""
     print(json.dumps(line), file=file or sys.stdout, flush=True)

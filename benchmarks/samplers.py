@@ -107,9 +107,7 @@ def milliseconds(sampling: tasks.Sampling, genes: int) -> dict[str, float]:
     """Returns the time of a profile on a network, and that of compiling."""
     experiment = config.resolve({"model": {"width": 64, "depth": 2, "heads": 2}})
     task = config.make_task(experiment, genes=genes, condition=236)
-    params = task.init(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(next(keys), p.shape), params)
+    params = harness.awake(task.init(jax.random.key(0)))
     profiles = 16
 
     def run(params: dict, cond: jax.Array, keys: jax.Array) -> jax.Array:

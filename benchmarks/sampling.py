@@ -48,9 +48,7 @@ def main() -> None:
         }
     )
     task = config.make_task(experiment, genes=args.genes, condition=args.condition)
-    params = task.init(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(next(keys), p.shape), params)
+    params = harness.awake(task.init(jax.random.key(0)))
     flops = stem.flops_per_evaluation(
         stem.StemConfig(
             genes=args.genes,

@@ -6,10 +6,10 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+from stemjax.cli import options
 
 
-def add(commands: Commands) -> None:
+def add(commands: options.Commands) -> None:
     """Adds the sub-command ``demo``."""
     parser = commands.add_parser(
         "demo", help="run everything offline on drawn sections with a known law (minutes)"

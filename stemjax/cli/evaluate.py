@@ -7,11 +7,10 @@ import pathlib
 from collections.abc import Sequence
 
 from stemjax import errors, names
+from stemjax.cli import options
 
-type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-
-def add(commands: Commands) -> None:
+def add(commands: options.Commands) -> None:
     """Adds the sub-command ``evaluate``."""
     parser = commands.add_parser(
         "evaluate", help="score a prediction beside its floors, and draw figures"

@@ -6,10 +6,10 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+from stemjax.cli import options
 
 
-def add(commands: Commands) -> None:
+def add(commands: options.Commands) -> None:
     """Adds the sub-commands ``import-torch`` and ``export``."""
     parser = commands.add_parser(
         "import-torch",
@@ -58,12 +58,7 @@ def add(commands: Commands) -> None:
         help="bundle: a folder of safetensors and JSON; torch: a .pt that the original code loads "
         "(models of the published process only)",
     )
-    parser.add_argument(
-        "--weights",
-        choices=("auto", "best", "last"),
-        default="auto",
-        help="which EMA of a run (default: %(default)s)",
-    )
+    options.add_weights(parser)
     parser.add_argument(
         "-o", "--output", type=pathlib.Path, required=True, metavar="PATH", help="what to write"
     )

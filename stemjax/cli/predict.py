@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from stemjax import names
+from stemjax.cli import options
 
-type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-
-def add(commands: Commands) -> None:
+def add(commands: options.Commands) -> None:
     """Adds the sub-command ``predict``."""
     parser = commands.add_parser("predict", help="predict a slide's expression into an .h5ad")
     parser.add_argument(
@@ -22,13 +20,7 @@ def add(commands: Commands) -> None:
         metavar="DIR",
         help="workdir of a run, or a bundle",
     )
-    parser.add_argument(
-        "--weights",
-        choices=("auto", "best", "last"),
-        default="auto",
-        help="which EMA of a run: the best on validation, the last, or the best where there is one "
-        "(default: %(default)s)",
-    )
+    options.add_weights(parser)
     parser.add_argument(
         "--records", required=True, metavar="DIRS", help="record folders, comma-separated"
     )
@@ -52,43 +44,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "-o", "--output", type=pathlib.Path, required=True, metavar="FILE", help=".h5ad to write"
     )
-    _add_sampling(parser)
+    options.add_sampling(parser)
     _add_steering(parser)
     parser.set_defaults(run=_run)
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    # No defaults here: what is not given is left to stemjax.tasks.Sampling.
-    group = parser.add_argument_group("sampling", "what is drawn, and how")
-    group.add_argument(
-        "--mode",
-        choices=names.MODES,
-        help="mean: one evaluation a spot; marginal: mean and spread of each gene in one; pair: "
-        "mean of one antithetic pair; draws: samples with joint structure (default: mean)",
-    )
-    group.add_argument("--n-draws", type=int, metavar="N", help="samples a spot (default: 20)")
-    group.add_argument(
-        "--independent",
-        dest="antithetic",
-        action="store_const",
-        const=False,
-        help="draw without antithetic pairs",
-    )
-    group.add_argument("--sampler", choices=names.SAMPLERS, help="step rule (default: dpmpp2m)")
-    group.add_argument("--steps", type=int, metavar="N", help="noise levels (default: 8)")
-    group.add_argument(
-        "--ladder", choices=names.LADDERS, help="spacing of the noise levels (default: karras)"
-    )
-    group.add_argument(
-        "--eta", type=float, help="fresh noise of ddim (default: 0) and dpmpp2m_sde (default: 1)"
-    )
-    group.add_argument("--churn", type=float, help="EDM's S_churn, for heun (default: 0)")
-    group.add_argument(
-        "--sigma-min", type=float, help="smallest noise level, model's space (default: the model's)"
-    )
-    group.add_argument(
-        "--sigma-max", type=float, help="largest noise level, model's space (default: the model's)"
-    )
 
 
 def _add_steering(parser: argparse.ArgumentParser) -> None:
@@ -127,13 +85,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax.eval import mismatch, predict, steering
     from stemjax.export import bundle
 
-    asked: dict[str, Any] = {
-        name: getattr(args, name)
-        for name in ("mode", "n_draws", "antithetic", "sampler", "steps", "ladder")
-        + ("eta", "churn", "sigma_min", "sigma_max")
-        if getattr(args, name) is not None
-    }
-    sampling = tasks.Sampling(**asked)
+    sampling = tasks.Sampling(**options.sampling(args))
     trained = bundle.open_model(args.checkpoint, weights=args.weights)
     source = records.open_records(*names.split_names(args.records))
     steer = steering.Steering(

@@ -269,9 +269,9 @@ def hybrid_terms(
     c = process.coefficients().at(t)
     x = c.keep * x0 + c.noise * noise
     output = network(x, c.time[:, 0]).astype(x0.dtype)
-    mse = _over_measured(jnp.square(output[:, 0] - noise), measured)
+    mse = denoiser.mean_over_measured(jnp.square(output[:, 0] - noise), measured)
     constant_mean = output.at[:, 0].set(jax.lax.stop_gradient(output[:, 0]))
-    bound = _over_measured(_bound(constant_mean, x, x0, c), measured)
+    bound = denoiser.mean_over_measured(_bound(constant_mean, x, x0, c), measured)
     return Terms(mse=mse, bound=bound)
 
 
@@ -348,11 +348,3 @@ def _bin_log_likelihood(
 def _normal_cdf(x: Float[Array, "b g"]) -> Float[Array, "b g"]:
     """Returns the tanh approximation that the published code uses for the normal law."""
     return 0.5 * (1.0 + jnp.tanh(np.float32(np.sqrt(2.0 / np.pi)) * (x + 0.044715 * x**3)))
-
-
-def _over_measured(
-    values: Float[Array, "b g"], measured: Float[Array, "b g"]
-) -> Float[Array, " b"]:
-    """Returns each row's mean over its measured genes; 0 where there are none."""
-    count = jnp.sum(measured, axis=1, dtype=values.dtype)
-    return jnp.sum(jnp.where(measured, values, 0.0), axis=1) / jnp.maximum(count, 1.0)

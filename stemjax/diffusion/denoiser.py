@@ -246,7 +246,7 @@ def add_noise(
 def row_losses(output: Float[Array, "b g"], noised: Noised) -> Float[Array, " b"]:
     """Returns each row's weighted mean squared error over its measured genes; 0 without any."""
     squared = jnp.square(output.astype(noised.target.dtype) - noised.target)
-    return noised.weight * _mean_over_measured(squared, noised.measured)
+    return noised.weight * mean_over_measured(squared, noised.measured)
 
 
 def variance_losses(
@@ -261,7 +261,7 @@ def variance_losses(
     """
     s = log_variance.astype(noised.target.dtype)
     squared = jax.lax.stop_gradient(jnp.square(output.astype(s.dtype) - noised.target))
-    return _mean_over_measured(0.5 * (squared * jnp.exp(-s) + s), noised.measured)
+    return mean_over_measured(0.5 * (squared * jnp.exp(-s) + s), noised.measured)
 
 
 def denoising_loss(
@@ -290,8 +290,9 @@ def denoising_loss(
     return row_losses(network(noised.x, noised.level), noised)
 
 
-def _mean_over_measured(
+def mean_over_measured(
     values: Float[Array, "b g"], measured: Float[Array, "b g"]
 ) -> Float[Array, " b"]:
+    """Returns each row's mean over its measured genes; 0 where there are none."""
     count = jnp.sum(measured, axis=1, dtype=values.dtype)
     return jnp.sum(jnp.where(measured, values, 0.0), axis=1) / jnp.maximum(count, 1.0)

@@ -89,7 +89,7 @@ def predict_slide(
 
     require_fit(trained, source)
     info, card, table = source.require(slide), trained.card, source.load((slide,))
-    task: Any = card.make_task()
+    task: Any = card.task
     params: Any = trained.params
     inputs: Any = card.space.encode_condition(table.embeddings[:, 0])
     steer = steer or steering.Steering()
@@ -170,7 +170,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Returns ``uns["stemjax"]``: plain values that say how a prediction was made."""
     card, one = trained.card, sampling.mode in tasks.ONE_EVALUATION
-    on = sampling if one else sampling.on(card.make_task().levels)
+    on = sampling if one else sampling.on(card.task.levels)
     return {
         "slide": info.id,
         "patient": info.patient or "",

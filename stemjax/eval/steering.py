@@ -60,9 +60,9 @@ def steer(
         _require_same_space(card, weak.card)
     known = _known(steering.given, card.space.genes, table)
     task = tasks.Steered(
-        task=card.make_task(),
+        task=card.task,
         scale=steering.scale,
-        weak=weak.card.make_task() if weak is not None else None,
+        weak=weak.card.task if weak is not None else None,
         known=known,
         method=steering.method,
     )

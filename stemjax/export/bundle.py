@@ -137,7 +137,7 @@ def _named(params: Any) -> list[tuple[str, Any]]:
 
 def _fitted(arrays: dict[str, np.ndarray], card: checkpoint.Card, path: pathlib.Path) -> Any:
     """Returns the arrays as the tree that the card's network wants."""
-    wanted = jax.eval_shape(card.make_task().init, jax.random.key(0))
+    wanted = jax.eval_shape(card.task.init, jax.random.key(0))
     names = dict(_named(wanted))
     for name in sorted(names.keys() | arrays.keys()):
         ours, theirs = names.get(name), arrays.get(name)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -95,8 +96,9 @@ class Card:
                 "checkpoint card", expected=f"a part named {error}", found="none"
             ) from error
 
-    def make_task(self) -> tasks.DiffusionTask:
-        """Returns the task that the weights belong to."""
+    @functools.cached_property
+    def task(self) -> tasks.DiffusionTask:
+        """The task that the weights belong to."""
         return config.make_task(
             self.experiment, genes=len(self.space.genes), condition=self.contract.width
         )
@@ -319,7 +321,7 @@ def load(workdir: str | pathlib.Path, *, weights: str = "auto") -> Trained:
 def _read(manager: ocp.CheckpointManager, step: int, *, best: bool) -> Trained:
     values = manager.restore(step, args=ocp.args.Composite(card=ocp.args.JsonRestore()))["card"]
     card = Card.from_json(values)
-    task, layout = card.make_task(), mesh.make_layout(jax.local_devices()[:1])
+    task, layout = card.task, mesh.make_layout(jax.local_devices()[:1])
     if best:
         abstract = _abstract(jax.eval_shape(task.init, jax.random.key(0)), layout)
         args = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract))

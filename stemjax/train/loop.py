@@ -166,7 +166,7 @@ def train(
     workdir = pathlib.Path(workdir)
     layout = layout or mesh.make_layout()
     material = gather(experiment, source)
-    task = material.card.make_task()
+    task = material.card.task
     optimizer = states.make_optimizer(experiment.optim, experiment.train.steps)
     with checkpoint.Checkpoints(workdir, material.card) as checkpoints:
         state = _start(task, optimizer, checkpoints, layout, experiment.seed)

@@ -57,7 +57,7 @@ def _trained(cov: np.ndarray = COV) -> types.SimpleNamespace:
         return denoise
 
     task = types.SimpleNamespace(denoiser=denoiser, levels=(0.01, 80.0), genes=GENES)
-    card = types.SimpleNamespace(space=fitted, make_task=lambda: task)
+    card = types.SimpleNamespace(space=fitted, task=task)
     return types.SimpleNamespace(card=card, params={"w": jnp.asarray(W)})
 
 

@@ -18,7 +18,7 @@ from stemjax.train import checkpoint, loop
 def trained(toy_records, toy_experiment) -> checkpoint.Trained:
     """Weights away from the initial ones, without the cost of training."""
     card = loop.gather(toy_experiment, toy_records).card
-    params = card.make_task().init(jax.random.key(1))
+    params = card.task.init(jax.random.key(1))
     keys = iter(jax.random.split(jax.random.key(2), 100))
     moved = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
     return checkpoint.Trained(params=moved, card=card, step=7, weights="last")
@@ -29,9 +29,7 @@ def test_a_prediction_is_in_value_space_and_rows_are_the_slides_spots(trained, t
     table, card = toy_records.load(["X1"]), trained.card
     cond = card.space.condition.apply(table.embeddings[:, 0].astype(np.float32))
     keys = tasks.row_keys(0, table)
-    raw = card.make_task().predict(
-        trained.params, cond, keys, sampling=tasks.Sampling(mode="mean")
-    )[0]
+    raw = card.task.predict(trained.params, cond, keys, sampling=tasks.Sampling(mode="mean"))[0]
     expected = np.asarray(raw) * card.space.expression.std + card.space.expression.mean
     # One program for 60 rows, one for 60 rows padded: fp32 rounding of values of size 5.
     np.testing.assert_allclose(result.X, expected, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import anndata
 import jax
@@ -26,7 +27,8 @@ GIVEN_COLUMNS = [1, 6]
 class LinearCard(checkpoint.Card):
     """A card whose network is a map of 6 features and 8 genes, so that it compiles at once."""
 
-    def make_task(self) -> tasks.StemTask:
+    @functools.cached_property
+    def task(self) -> tasks.StemTask:
         def apply(params, x, level, cond):
             mean = jnp.tanh(cond @ params["w"] + 0.5 * x @ params["u"])
             if not self.experiment.diffusion.marginal:
@@ -90,7 +92,7 @@ def test_given_genes_of_a_slide_are_predicted_as_measured(card, toy_records, met
 def test_the_flax_network_can_be_told_genes(card, toy_records):
     model = dataclasses.replace(card.experiment.model, width=8, depth=1)
     small = dataclasses.replace(card, experiment=dataclasses.replace(card.experiment, model=model))
-    shapes = jax.eval_shape(small.make_task().init, jax.random.key(0))
+    shapes = jax.eval_shape(small.task.init, jax.random.key(0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda a: rng.normal(0, 0.2, a.shape).astype(np.float32), shapes)
     trained = checkpoint.Trained(params=params, card=small, step=1, weights="last")
@@ -111,7 +113,7 @@ def test_guidance_by_another_model_uses_its_weights(card, toy_records):
     task, params, inputs = steering.steer(steer, trained, cond, table)
     x = jnp.ones((table.n, 8), jnp.float32)
     sigma = jnp.full(table.n, 0.7, jnp.float32)
-    plain = trained.card.make_task()
+    plain = trained.card.task
     strong, lesser = (plain.denoiser(p, cond)(x, sigma) for p in (trained.params, weak.params))
     found = task.denoiser(params, inputs)(x, sigma)
     # float32 differences of numbers of size 3, times 3.

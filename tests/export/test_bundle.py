@@ -48,7 +48,7 @@ def make_card(**model):
 
 def make_trained(seed=0, **model):
     card, rng = make_card(**model), np.random.default_rng(seed)
-    shapes = jax.eval_shape(card.make_task().init, jax.random.key(0))
+    shapes = jax.eval_shape(card.task.init, jax.random.key(0))
     params = jax.tree.map(
         lambda leaf: jax.numpy.asarray(rng.normal(size=leaf.shape), np.float32), shapes
     )

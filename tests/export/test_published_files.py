@@ -127,7 +127,7 @@ def test_what_is_read_predicts_as_torch_does():
     with np.load(PARITY / "fixtures" / "small.npz") as stored:
         x, t, cond, output = (jnp.asarray(stored[name]) for name in ("x", "t", "cond", "output"))
     trained = read(SMALL)
-    task = trained.card.make_task()
+    task = trained.card.task
     assert isinstance(task, tasks.DdpmTask)
     got = jax.jit(task.network.apply)(trained.params, x, t.astype(jnp.float32), cond)
     # float32 on both sides: a few roundings of numbers of order 1.

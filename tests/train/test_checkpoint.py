@@ -48,13 +48,13 @@ def test_restored_weights_validate_as_they_did(workdir, toy_records):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = next(line for line in lines if line["step"] == best.step and "val_mse" in line)
     table = toy_records.load(["V1"])
-    found = loop.make_validate(best.card, best.card.make_task(), table)(best.params)
+    found = loop.make_validate(best.card, best.card.task, table)(best.params)
     assert found["val_mse"] == pytest.approx(logged["val_mse"], rel=1e-6)
 
 
 def test_weights_restored_are_arrays_of_the_models_shapes(workdir):
     trained = checkpoint.load(workdir)
-    shapes = jax.eval_shape(trained.card.make_task().init, jax.random.key(0))
+    shapes = jax.eval_shape(trained.card.task.init, jax.random.key(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(trained.params, shapes)
 
 

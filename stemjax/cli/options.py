@@ -1,0 +1,63 @@
+"""What several sub-commands share: the type of their list, and flags that mean the same."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from stemjax import names
+
+type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--weights``: which EMA of a run."""
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "best", "last"),
+        default="auto",
+        help="which EMA of a run: the best on validation, the last, or the best where there is one "
+        "(default: %(default)s)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of what is drawn, and how; `sampling` reads them."""
+    # No defaults here: what is not given is left to stemjax.tasks.Sampling.
+    group = parser.add_argument_group("sampling", "what is drawn, and how")
+    group.add_argument(
+        "--mode",
+        choices=names.MODES,
+        help="mean: one evaluation a spot; marginal: mean and spread of each gene in one; pair: "
+        "mean of one antithetic pair; draws: samples with joint structure (default: mean)",
+    )
+    group.add_argument("--n-draws", type=int, metavar="N", help="samples a spot (default: 20)")
+    group.add_argument(
+        "--independent",
+        dest="antithetic",
+        action="store_const",
+        const=False,
+        help="draw without antithetic pairs",
+    )
+    group.add_argument("--sampler", choices=names.SAMPLERS, help="step rule (default: dpmpp2m)")
+    group.add_argument("--steps", type=int, metavar="N", help="noise levels (default: 8)")
+    group.add_argument(
+        "--ladder", choices=names.LADDERS, help="spacing of the noise levels (default: karras)"
+    )
+    group.add_argument(
+        "--eta", type=float, help="fresh noise of ddim (default: 0) and dpmpp2m_sde (default: 1)"
+    )
+    group.add_argument("--churn", type=float, help="EDM's S_churn, for heun (default: 0)")
+    group.add_argument(
+        "--sigma-min", type=float, help="smallest noise level, model's space (default: the model's)"
+    )
+    group.add_argument(
+        "--sigma-max", type=float, help="largest noise level, model's space (default: the model's)"
+    )
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the fields of `stemjax.tasks.Sampling` that the command line gives."""
+    given = ("mode", "n_draws", "antithetic", "sampler", "steps", "ladder")
+    given += ("eta", "churn", "sigma_min", "sigma_max")
+    return {name: getattr(args, name) for name in given if getattr(args, name) is not None}
