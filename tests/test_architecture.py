@@ -42,6 +42,8 @@ ONLY_IN = {
     "orbax": ("stemjax.train.checkpoint",),
     "safetensors": ("stemjax.export.bundle",),
     "rich": ("stemjax.terminal",),
+    "scoringrules": ("stemjax.eval.metrics",),
+    "jinja2": ("stemjax.eval.report",),
 }
 FORBIDDEN = ("torch", "tensorflow", "scanpy", "pickle", "cloudpickle", "dill", "joblib.load")
 
