@@ -80,10 +80,14 @@ class Draws:
         return np.quantile(self.values, p, axis=0, method="weibull")
 
     def crps(self, true: Float[np.ndarray, "l g"]) -> Float[np.ndarray, "l g"]:
-        """As `Forecast.crps`: the fair estimate, unbiased for independent draws."""
+        """As `Forecast.crps`: the fair estimate, unbiased for independent draws.
+
+        It is the one by probability weighted moments, which sorts: the library's "fair" gives the
+        same number from all pairs and needs their memory.
+        """
         import scoringrules
 
-        return np.asarray(scoringrules.crps_ensemble(true, self.values, m_axis=0, estimator="fair"))
+        return np.asarray(scoringrules.crps_ensemble(true, self.values, m_axis=0, estimator="pwm"))
 
     def pit(self, true: Float[np.ndarray, "l g"]) -> Float[np.ndarray, "l g"]:
         """As `Forecast.pit`, with the truth counted among its draws: (rank - 1/2) / (n + 1)."""
