@@ -15,12 +15,17 @@ import pathlib
 import re
 import sys
 
+import her2st_floors
 import means
 import samplers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MARKED = re.compile(r"(<!-- tables of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES = {"samplers": samplers.tables, "means": means.tables}
+TABLES = {
+    "samplers": samplers.tables,
+    "means": means.tables,
+    "her2st_floors": her2st_floors.tables,
+}
 
 
 def filled(text: str) -> str:

@@ -31,7 +31,10 @@ class Data:
       records: record directories, comma-separated.
       test: slides that training never sees, comma-separated.
       val: slides for choices (early stopping, hyperparameters), comma-separated; may be empty.
-      transform: ``log2p1`` (published) or ``log1p_cp10k``.
+      manifest: file of folds (`stemjax split`) that says the roles instead of the two above.
+      fold: the fold of the manifest.
+      leakage: where a test patient also has a training slide, ``mark`` the result or ``refuse``.
+      transform: ``log2p1`` (published), ``log1p_cp10k`` or ``log1p`` (HEST-Benchmark).
       standardise_expression: scale each gene to mean 0, std 1 over the training spots.
       standardise_condition: scale each embedding feature likewise.
       augment: choose one of the 8 flips and rotations per record and step; else the original.
@@ -42,7 +45,10 @@ class Data:
     records: str = ""
     test: str = ""
     val: str = ""
-    transform: Literal["log2p1", "log1p_cp10k"] = "log2p1"
+    manifest: str = ""
+    fold: str = ""
+    leakage: Literal["mark", "refuse"] = "mark"
+    transform: Literal["log2p1", "log1p_cp10k", "log1p"] = "log2p1"
     standardise_expression: bool = True
     standardise_condition: bool = True
     augment: bool = True
@@ -268,6 +274,7 @@ def _check(experiment: Experiment) -> None:
             found="none after rounding",
             fix="raise config.train.batch or the fraction, or set the fraction to 0",
         )
+    _check_data(experiment.data)
     _check_diffusion(diffusion)
     if not 0 <= optim.ema < 1:
         raise errors.ConfigError(
@@ -277,6 +284,20 @@ def _check(experiment: Experiment) -> None:
         raise errors.ConfigError(
             f"config.model.width={experiment.model.width}",
             expected=f"a multiple of config.model.heads={experiment.model.heads}",
+        )
+
+
+def _check_data(data: Data) -> None:
+    if data.manifest and (data.test or data.val):
+        raise errors.ConfigError(
+            "config.data.manifest beside config.data.test or config.data.val",
+            expected="one of the two ways to say which slides are held out",
+            found=f"manifest {data.manifest}, test {data.test or 'none'}, val {data.val or 'none'}",
+        )
+    if bool(data.manifest) != bool(data.fold):
+        raise errors.ConfigError(
+            "config.data.manifest and config.data.fold go together",
+            found=f"manifest {data.manifest or 'none'}, fold {data.fold or 'none'}",
         )
 
 

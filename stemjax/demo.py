@@ -78,8 +78,8 @@ def run(
 ) -> str:
     """Runs the demo into ``out`` and returns the text that the command prints.
 
-    Writes ``prediction.h5ad``, ``metrics.json`` and ``figures/*.png``, beside the records and the
-    run they came from.
+    Writes ``prediction.h5ad``, ``metrics.json``, ``report.html`` and ``figures/*.png``, beside the
+    records and the run they came from.
 
     Args:
       out: folder; a run that was cut short goes on where it stopped.
@@ -129,13 +129,18 @@ def _score(
     mean: anndata.AnnData,
 ) -> str:
     """Writes scores and figures, and returns the text that shows them."""
-    from stemjax.eval import evaluate, plots
+    from stemjax.eval import combine, evaluate, plain, plots, report, tables
 
     exact = mean.copy()
     exact.X = _exact_mean(sections, source).astype(np.float32)
-    found = evaluate.evaluate(draws, source, compare={"one evaluation": mean, "known law": exact})
-    evaluate.write_metrics(found, out / "metrics.json")
-    made = plots.write_figures(draws, source, out / "figures", gene="SYNM01")
+    done = evaluate.evaluate_all(
+        draws, source, compare={"one evaluation": mean, "known law": exact}
+    )
+    found = evaluate.summarise(done, resamples=combine.RESAMPLES, seed=0)
+    plain.write_json(found, out / "metrics.json")
+    page = out / "report.html"
+    plain.write_text(page, report.render(done, found, genes=("SYNM01", "SYNM02")))
+    made = plots.write_figures(done[0][1].joined, out / "figures", gene="SYNM01")
     modes = out / "figures" / "modes.png"
     plots.density_figure(
         _mode_scores(sections, source, draws, mean),
@@ -143,10 +148,10 @@ def _score(
         title="Hidden modes: draws have both, a mean has neither",
         xlabel="mode score (-1 and +1 are the two modes of the law)",
     )
-    written = (out / "prediction.h5ad", out / "metrics.json", *made, modes)
+    written = (out / "prediction.h5ad", out / "metrics.json", page, *made, modes)
     return "\n".join(
         [
-            evaluate.table(found),
+            tables.table(found),
             f"known law: the exact conditional mean on {TEST}, the best that any model can do.",
             "",
             *(f"wrote {path}" for path in written),

@@ -124,3 +124,9 @@ class PredictionError(StemjaxError):
     """A prediction file cannot be evaluated against the truth given."""
 
     code = "SJ-E01"
+
+
+class CalibrationError(StemjaxError):
+    """Intervals cannot be calibrated on these spots, or a stored calibration cannot be used."""
+
+    code = "SJ-E02"

@@ -14,6 +14,9 @@ SAMPLERS = ("dpmpp2m", "dpmpp2m_sde", "ddim", "ancestral", "heun", "ab2", "ddpm"
 LADDERS = ("karras", "log_uniform", "vp_linear", "vp_cosine", "ddpm")
 """How noise levels are spaced; see `stemjax.tasks.Sampling`."""
 
+VALUE_SPACES = ("log2p1", "log1p", "log1p_cp10k")
+"""Units of expression; see `stemjax.data.transforms`."""
+
 
 def split_names(text: str) -> tuple[str, ...]:
     """Returns the names of a comma-separated list."""

@@ -11,7 +11,19 @@ import sys
 from collections.abc import Sequence
 
 from stemjax import __version__, errors
-from stemjax.cli import demo, evaluate, exchange, predict, prepare, train
+from stemjax.cli import (
+    bench,
+    calibrate,
+    compare,
+    demo,
+    evaluate,
+    exchange,
+    predict,
+    prepare,
+    report,
+    split,
+    train,
+)
 
 NOTICE = "Research use only. Not for clinical or diagnostic use."
 
@@ -51,6 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stemjax {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, prepare, train, predict, evaluate, exchange):
+    for command in (demo, prepare, split, train, calibrate, predict):
+        command.add(commands)
+    for command in (evaluate, report, compare, bench, exchange):
         command.add(commands)
     return parser

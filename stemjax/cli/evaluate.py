@@ -1,4 +1,4 @@
-"""``stemjax evaluate``: a prediction beside its floors."""
+"""``stemjax evaluate``: predictions beside their floors, rivals and ceiling."""
 
 from __future__ import annotations
 
@@ -6,32 +6,22 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from stemjax import errors, names
-from stemjax.cli import options
+from stemjax.cli import options, scoring
 
 
 def add(commands: options.Commands) -> None:
     """Adds the sub-command ``evaluate``."""
     parser = commands.add_parser(
-        "evaluate", help="score a prediction beside its floors, and draw figures"
+        "evaluate", help="score predictions beside floors, rivals and ceiling; draw figures"
     )
-    parser.add_argument("prediction", type=pathlib.Path, help=".h5ad that `stemjax predict` wrote")
-    parser.add_argument(
-        "--truth", required=True, metavar="DIRS", help="record folders, comma-separated"
-    )
-    parser.add_argument(
-        "--compare",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="a further prediction as a row of the table; may be given again",
-    )
+    scoring.add_flags(parser, truth_required=True)
     parser.add_argument(
         "--regression",
         default="train",
         metavar="train|none|DIR",
         help="row of the same backbone as plain regression: train it beside the output for as "
-        "many steps as the model, leave it out, or take it from a workdir (default: %(default)s)",
+        "many steps as the model, leave it out, or take it from a workdir; a prediction of another "
+        "tool has no backbone (default: %(default)s)",
     )
     parser.add_argument("--gene", metavar="NAME", help="gene of the figure (default: a marker)")
     parser.add_argument(
@@ -40,35 +30,33 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "-o", "--output", type=pathlib.Path, required=True, metavar="FILE", help="metrics.json"
     )
-    parser.set_defaults(run=_evaluate)
+    parser.set_defaults(run=_run)
 
 
-def _evaluate(args: argparse.Namespace, rest: Sequence[str]) -> None:
+def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax import terminal
-    from stemjax.data import records
-    from stemjax.eval import evaluate, plots, predict, regression
+    from stemjax.eval import evaluate, plain, plots, regression, tables
 
-    prediction = predict.read(args.prediction)
-    source = records.open_records(*names.split_names(args.truth))
-    compare = {}
-    for item in args.compare:
-        name, _, file = item.partition("=")
-        if not file:
-            raise errors.PredictionError(
-                f"--compare {item}", expected="NAME=FILE", fix="write, say, --compare mlp=mlp.h5ad"
+    asked = scoring.evaluation(args)
+    source, predictions = asked["source"], asked["predictions"]
+    if all("stemjax" in one.uns for one in predictions) and source.records is not None:
+        rows = [
+            regression.backbone_row(
+                one,
+                source.records,
+                args.regression,
+                default_workdir=args.output.with_name(args.output.stem + "_regression"),
+                line=terminal.TrainingLine,
             )
-        compare[name] = predict.read(file)
-    row = regression.backbone_row(
-        prediction,
-        source,
-        args.regression,
-        default_workdir=args.output.with_name(args.output.stem + "_regression"),
-        line=terminal.TrainingLine,
-    )
-    compare |= row
-    found = evaluate.evaluate(prediction, source, compare=compare)
-    evaluate.write_metrics(found, args.output)
-    folder = args.figures or args.output.parent / "figures"
-    made = plots.write_figures(prediction, source, folder, gene=args.gene)
-    print(evaluate.table(found))  # noqa: T201
+            for one in predictions
+        ]
+        asked["compare"] |= {name: [row[name] for row in rows] for name in rows[0]}
+    done = evaluate.evaluate_all(**asked)
+    found = evaluate.summarise(done, resamples=args.resamples, seed=args.seed)
+    plain.write_json(found, args.output)
+    folder, made = args.figures or args.output.parent / "figures", []
+    for _, one in done:
+        own = folder if len(done) == 1 else folder / one.joined.slide
+        made += plots.write_figures(one.joined, own, gene=args.gene)
+    print(tables.table(found))  # noqa: T201
     print("\n".join(f"wrote {path}" for path in (args.output, *made)))  # noqa: T201

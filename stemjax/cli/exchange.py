@@ -120,8 +120,14 @@ def _export(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax.export import bundle, published
 
     trained = bundle.open_model(args.model, weights=args.weights)
+    n, added = len(trained.calibrations), ""
     if args.format == "torch":
         published.write(trained, args.output)
     else:
         bundle.write(trained, args.output)
-    print(f"{args.output}: {args.format}, step {trained.step}, weights {trained.weights}")  # noqa: T201
+    if n:
+        dropped = " left out: a .pt has no place for them" if args.format == "torch" else ""
+        added = f", {n} calibration{'s' * (n != 1)} of intervals{dropped}"
+    print(  # noqa: T201
+        f"{args.output}: {args.format}, step {trained.step}, weights {trained.weights}{added}"
+    )

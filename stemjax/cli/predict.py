@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from stemjax import names
 from stemjax.cli import options
+
+if TYPE_CHECKING:
+    import anndata
 
 
 def add(commands: options.Commands) -> None:
@@ -77,6 +82,23 @@ def _add_steering(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _intervals(result: anndata.AnnData, args: argparse.Namespace, *, steered: bool) -> str:
+    """A line on the calibrated intervals that were written, or why none were."""
+    if text := result.uns["stemjax"].get("calibration"):
+        about = json.loads(text)
+        levels = "/".join(f"{100 * level:g}" for level in about["levels"])
+        without = len(about["genes_without"])
+        return f"calibrated intervals of {levels} %, by {', '.join(about['slides'])}" + (
+            f"; none for {without} genes not measured there" if without else ""
+        )
+    if steered:
+        return "no calibrated intervals: none are made for steered predictions"
+    return (
+        f"no calibrated intervals: `stemjax calibrate {args.checkpoint} --records DIRS`, with the "
+        "same sampling, makes them"
+    )
+
+
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     import numpy as np
 
@@ -115,6 +137,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     if predict.STANDARD_ERROR in result.layers:
         error = np.asarray(result.layers[predict.STANDARD_ERROR]).mean()
         print(f"  standard error of the mean of the draws: {error:.3f} on average")  # noqa: T201
+    print(f"  {_intervals(result, args, steered=not steer.is_none)}")  # noqa: T201
     if mismatch.NLL in result.obs:
         own, other = (np.asarray(result.obs[key]) for key in (mismatch.NLL, mismatch.NLL_OTHER))
         print(  # noqa: T201

@@ -43,6 +43,7 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> None:
     )
     if result.best is not None:
         print(  # noqa: T201
-            f"  best on {experiment.data.val}: step {result.best['step']:.0f}, "
+            f"  best on {experiment.data.val or f'val of fold {experiment.data.fold}'}: "
+            f"step {result.best['step']:.0f}, "
             f"MSE {result.best['val_mse']:.4f}, mean PCC {result.best['val_pcc']:.4f}"
         )

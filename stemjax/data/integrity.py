@@ -28,8 +28,11 @@ def sha256(path: pathlib.Path) -> str:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write a text file so that `path` is at every moment the old text or the new one."""
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_manifest(folder: pathlib.Path) -> None:

@@ -1,8 +1,9 @@
 """Which slides train, which validate, which test: and what a number on the test slides may claim.
 
 A number about a slide of a patient who also gave a training slide is interpolation within that
-patient, not prediction for a new one. A split therefore carries the patients, names its kind, and
-says which test slides helped to choose the gene panel.
+patient, not prediction for a new one. A split therefore carries the patients, names its kind and
+its leaks, and says which test slides helped to choose the gene panel. Splits in numbers, for
+cross-validation and in files, are `stemjax.data.folds`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from stemjax import errors
 type Kind = Literal[
     "interpolation within a patient", "new patient", "patient unknown", "no test slide"
 ]
+
+ROLES = ("train", "val", "test")
+"""What a slide can be in a split: the fields of `Split`, as files and messages name them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,21 @@ class Split:
         if any(self.patients[slide] is None for slide in self.train + self.val + self.test):
             return "patient unknown"
         return "new patient"
+
+    @property
+    def leaks(self) -> tuple[str, ...]:
+        """Each shared patient with the slides on both sides, in words; empty where there is none.
+
+        Such as "patient B: test B1, train B2 B3, val B4".
+        """
+        found = []
+        for patient in self.shared_patients:
+            sides = []
+            for role in ("test", "train", "val"):
+                own = [s for s in getattr(self, role) if self.patients[s] == patient]
+                sides += [f"{role} {' '.join(own)}"] if own else []
+            found.append(f"patient {patient}: {', '.join(sides)}")
+        return tuple(found)
 
     def seen_by_panel(self, panel_slides: Iterable[str]) -> tuple[str, ...]:
         """Test slides among those that the gene panel was selected on, sorted.
@@ -97,19 +116,53 @@ def make_split(
             f"{', '.join(both)} would be both a test and a val slide",
             fix="Leave each slide in one of the two lists: choices made on a test slide leak",
         )
-    train = sorted(set(known) - set(test) - set(val))
-    if not train:
+    held = dict.fromkeys(test, "test") | dict.fromkeys(val, "val")
+    return split_by_role({slide: held.get(slide, "train") for slide in known}, patients)
+
+
+def split_by_role(roles: Mapping[str, str], patients: Mapping[str, str | None]) -> Split:
+    """Split in which each slide has the role given; slides without a role take no part.
+
+    Args:
+      roles: role of each slide, one of `ROLES`.
+      patients: patient of each of them, None where unknown; of others too, which are left out.
+
+    Raises:
+      SplitError: no slide is left to train on.
+    """
+    by_role = {name: sorted(s for s, role in roles.items() if role == name) for name in ROLES}
+    if not by_role["train"]:
         raise errors.SplitError(
             "No training slide is left",
             expected="at least one slide in neither test nor val",
-            found=f"{len(test)} test and {len(val)} val slides of {len(known)}",
+            found=f"{len(by_role['test'])} test and {len(by_role['val'])} val slides "
+            f"of {len(roles)}",
             fix="Hold out fewer slides, or prepare more",
         )
     return Split(
-        train=tuple(train),
-        val=tuple(sorted(val)),
-        test=tuple(sorted(test)),
-        patients=dict(sorted(patients.items())),
+        train=tuple(by_role["train"]),
+        val=tuple(by_role["val"]),
+        test=tuple(by_role["test"]),
+        patients={slide: patients[slide] for slide in sorted(roles)},
+    )
+
+
+def require_apart(split: Split) -> None:
+    """Nothing, if no test slide is of a patient who also has a training or validation slide.
+
+    Patients that are unknown cannot be shown to be on both sides, so they pass; `Split.kind` is
+    then "patient unknown".
+
+    Raises:
+      SplitError: names every shared patient with the slides on both sides.
+    """
+    if not split.leaks:
+        return
+    raise errors.SplitError(
+        f"Test slides share a patient with training: {'; '.join(split.leaks)}",
+        expected="every patient on one side of the split",
+        fix="Hold out all slides of the patient (`stemjax split --by patient`), or accept a number "
+        "about interpolation within a patient with config.data.leakage=mark",
     )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Real
 
 from stemjax import errors
 
-TRANSFORMS = ("log2p1", "log1p_cp10k")
+TRANSFORMS = ("log2p1", "log1p_cp10k", "log1p")
 """Names of the transforms, which are the names of the value spaces too."""
 
 
@@ -24,6 +24,8 @@ class Transform:
 
     ``log2p1``: log2(count + 1). ``log1p_cp10k``: log(1 + 10,000 count / total), total over all
     genes of the slide, which takes the depth of the spot out; a spot whose total is 0 is 0.
+    ``log1p``: ln(1 + count) without regard to depth, the target of HEST-Benchmark (Jaume et al.,
+    NeurIPS 2024, arXiv 2406.16192); log2p1 times ln 2.
 
     Raises:
       ConfigError: there is no such transform.
@@ -46,6 +48,8 @@ class Transform:
         counts = np.asarray(counts, np.float32)
         if self.name == "log2p1":
             return np.log2(counts + np.float32(1))
+        if self.name == "log1p":
+            return np.log1p(counts)
         depth = np.asarray(total, np.float32)[:, None]
         rate = counts * np.float32(1e4) / np.maximum(depth, 1)
         return np.log1p(np.where(depth > 0, rate, np.float32(0)))
@@ -57,6 +61,8 @@ class Transform:
         x = np.maximum(np.asarray(x, np.float32), np.float32(0))
         if self.name == "log2p1":
             return np.exp2(x) - np.float32(1)
+        if self.name == "log1p":
+            return np.expm1(x)
         return np.expm1(x) * np.asarray(total, np.float32)[:, None] / np.float32(1e4)
 
 

@@ -1,8 +1,14 @@
-"""A prediction and the truth of its slide, joined by barcode and gene name, never by row."""
+"""A prediction and the truth of its slide, joined by barcode and gene name, never by row.
+
+Any AnnData of predicted values joins: stemjax's own, which says in ``uns["stemjax"]`` what it is
+and must cover its slide whole, and another tool's with X and matching names alone, which is scored
+on what it shares with the truth and said to lack the rest.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +16,34 @@ import numpy as np
 import scipy.sparse
 
 from stemjax import errors
-from stemjax.data import transforms
+from stemjax.data import records as spot_records
+from stemjax.eval import metrics
+from stemjax.eval import truth as truths
 
 if TYPE_CHECKING:
     import anndata
 
-    from stemjax.data import records as spot_records
-
 VALUE_SPACES: Mapping[str, str] = {
     "log2p1": "log2(count + 1)",
+    "log1p": "ln(count + 1)",
     "log1p_cp10k": "ln(1 + counts per 10,000)",
 }
 """Units of each value space, as figures and tables print them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """What another tool's prediction does not say of itself.
+
+    Attributes:
+      slide: its slide; None looks for the one slide of the truth that has all its barcodes.
+      value_space: the units of its X.
+      train_slides: slides it was trained on, for the baselines; None takes every other slide.
+    """
+
+    slide: str | None = None
+    value_space: str = "log2p1"
+    train_slides: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +56,12 @@ class Joined:
       mask: 1 where the slide measured the gene, [l g].
       std: standard deviation of the draws, [l g], or None.
       draws: single draws, [n l g], or None.
-      table: the slide's records; its order of spots is the order of all of the above.
-      genes: gene names, in the records' order.
-      slide: the slide's id.
-      about: what the prediction says of itself, ``uns["stemjax"]``.
+      intervals: lower and upper end, [l g] each, of the calibrated central interval by level.
+      truth: the slide's measurements; its rows and columns are those of all of the above.
+      about: what the prediction says of itself, ``uns["stemjax"]``, or what was said of it.
+      ours: whether stemjax made it.
+      absent: spots and genes of the truth that the prediction lacks, by ``spots`` and ``genes``.
+      unknown: spots and genes of the prediction that the truth lacks.
     """
 
     mean: np.ndarray
@@ -45,10 +69,27 @@ class Joined:
     mask: np.ndarray
     std: np.ndarray | None
     draws: np.ndarray | None
-    table: spot_records.Table
-    genes: tuple[str, ...]
-    slide: str
+    intervals: Mapping[float, tuple[np.ndarray, np.ndarray]]
+    truth: truths.Truth
     about: Mapping[str, Any]
+    ours: bool
+    absent: Mapping[str, tuple[str, ...]]
+    unknown: Mapping[str, tuple[str, ...]]
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """Gene names."""
+        return self.truth.genes
+
+    @property
+    def slide(self) -> str:
+        """The slide's id."""
+        return self.truth.slide
+
+    @property
+    def table(self) -> spot_records.Table | None:
+        """The slide's records, with embeddings; None where the truth is a file of counts."""
+        return self.truth.table
 
     @property
     def label(self) -> str:
@@ -56,20 +97,65 @@ class Joined:
         mode = str(self.about["mode"])
         return mode if self.draws is None else f"{mode}({len(self.draws)})"
 
+    @property
+    def forecast(self) -> metrics.Forecast | None:
+        """The predicted law of each entry, or None where only a mean was predicted."""
+        if self.draws is not None and len(self.draws) > 1:
+            return metrics.Draws(values=self.draws)
+        if self.std is not None and (self.std > 0).all():
+            return metrics.Normal(mean=self.mean, std=self.std)
+        return None
+
+
+def read(path: str | pathlib.Path) -> anndata.AnnData:
+    """Returns an AnnData file of predictions, stemjax's own or another tool's.
+
+    Raises:
+      PredictionError: there is none, or it is damaged.
+    """
+    import anndata
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.PredictionError(
+            f"no prediction at {path}", expected="an .h5ad file with predicted values in X"
+        )
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:
+        raise errors.PredictionError(
+            f"{path} cannot be read ({type(error).__name__}: {error})",
+            fix="copy the file again, or predict again",
+        ) from error
+
 
 def names(values: Any) -> list[str]:
     """Names as h5ad gives them back: a list, an array of strings, one string or None."""
     return [] if values is None else [str(v) for v in np.atleast_1d(np.asarray(values, object))]
 
 
-def _about(prediction: anndata.AnnData, name: str) -> Mapping[str, Any]:
-    """uns["stemjax"] with the keys that evaluation cannot do without."""
-    about = prediction.uns.get("stemjax", {})
+def _about(
+    prediction: anndata.AnnData, source: truths.Source, name: str, foreign: Foreign
+) -> Mapping[str, Any]:
+    """What is known of the prediction: its own account, or what ``foreign`` says."""
+    about = prediction.uns.get("stemjax")
+    if about is None:
+        slide = foreign.slide or _find_slide(prediction, source, name)
+        train = foreign.train_slides
+        others = tuple(other for other in source.slides if other != slide)
+        about = {
+            "slide": slide,
+            "mode": "mean",
+            "value_space": foreign.value_space,
+            "train_slides": others if train is None else train,
+            "train_slides_assumed": train is None,
+        }
     lacking = [k for k in ("slide", "mode", "value_space", "train_slides") if k not in about]
     if lacking:
         raise errors.PredictionError(
             f'{name}: uns["stemjax"] lacks {", ".join(lacking)}',
-            fix="Evaluate a file written by `stemjax predict`",
+            fix="Evaluate a file written by `stemjax predict`, or drop that entry to have X alone "
+            "evaluated",
         )
     if about["value_space"] not in VALUE_SPACES:
         raise errors.PredictionError(
@@ -81,38 +167,86 @@ def _about(prediction: anndata.AnnData, name: str) -> Mapping[str, Any]:
     return about
 
 
-def _rows(have: Sequence[str], want: Sequence[str], what: str) -> np.ndarray:
-    """Row in ``have`` of each entry of ``want``; both must hold the same entries, each once."""
-    place = {entry: i for i, entry in enumerate(have)}
-    missing = [entry for entry in want if entry not in place]
-    extra, twice = sorted(place.keys() - set(want)), len(have) - len(place)
-    if missing or extra or twice:
-        example = f" (e.g. {', '.join((missing or extra)[:3])})" if missing or extra else ""
+def _find_slide(prediction: anndata.AnnData, source: truths.Source, name: str) -> str:
+    """The slide of the truth that has the prediction's barcodes."""
+    have = set(map(str, prediction.obs_names))
+    if len(source.slides) == 1:
+        return source.slides[0]
+    shared = {slide: len(have & set(source.load(slide).barcodes)) for slide in source.slides}
+    most = max(shared.values())
+    best = [slide for slide, n in shared.items() if n == most]
+    if most == 0 or len(best) > 1:
         raise errors.PredictionError(
-            f"{what} differ from the records'",
-            expected=f"{len(want)}, each once",
-            found=f"{len(missing)} missing, {len(extra)} extra and {twice} repeated{example}",
-            fix="Predict again from these records",
+            f"{name}: its slide",
+            expected="barcodes of one of the slides, or its id",
+            found="barcodes of none of them"
+            if most == 0
+            else f"barcodes that {', '.join(sorted(best)[:5])} have alike",
+            fix="say which with --slide",
         )
-    return np.array([place[entry] for entry in want], np.int64)
+    return best[0]
+
+
+def _place(entries: Sequence[str], what: str, name: str) -> dict[str, int]:
+    """Row of each entry; each must be there once."""
+    place = {entry: i for i, entry in enumerate(entries)}
+    if len(place) < len(entries):
+        seen: set[str] = set()
+        twice = sorted({e for e in entries if e in seen or seen.add(e)})
+        raise errors.PredictionError(
+            f"{name}: {what} are repeated",
+            expected="each once",
+            found=f"{len(entries) - len(place)} repeated (e.g. {', '.join(twice[:3])})",
+        )
+    return place
+
+
+def _match(
+    have: Sequence[str], want: Sequence[str], what: str, name: str, *, whole: bool
+) -> tuple[list[int], list[int], tuple[str, ...], tuple[str, ...]]:
+    """Rows of the truth and of the prediction that go together, and what either lacks."""
+    place = _place(have, what, name)
+    absent = tuple(entry for entry in want if entry not in place)
+    known = set(want)
+    extra = tuple(entry for entry in place if entry not in known)
+    kept = [i for i, entry in enumerate(want) if entry in place]
+    if (whole and (absent or extra)) or not kept:
+        example = ", ".join((absent or extra)[:3])
+        raise errors.PredictionError(
+            f"{name}: {what} differ from the truth's",
+            expected=f"{len(want)}, each once",
+            found=f"{len(absent)} missing and {len(extra)} extra (e.g. {example})",
+            fix="Predict again from these records"
+            if whole
+            else f"Name the {what} as the truth does ({', '.join(map(repr, want[:2]))})",
+        )
+    return kept, [place[want[i]] for i in kept], absent, extra
 
 
 def join(
     prediction: anndata.AnnData,
-    records: spot_records.Records,
+    source: truths.Source | spot_records.Records,
     *,
     name: str = "prediction",
     like: Joined | None = None,
+    foreign: Foreign | None = None,
 ) -> Joined:
     """The prediction's values and the truth, joined by barcode and gene name, never by row.
 
-    Errors call the prediction ``name``; with ``like``, slide and value space must be that one's.
+    stemjax's own predictions must hold every spot and gene of the slide; another tool's are joined
+    on what both have. Errors call the prediction ``name``; with ``like``, slide and value space
+    must be that one's.
 
     Raises:
-      PredictionError: ``uns["stemjax"]`` is incomplete, the slide is not in the records, spots or
-        genes are missing, extra or twice there, or a value is not finite.
+      PredictionError: ``uns["stemjax"]`` is incomplete, the slide is not in the truth, names are
+        repeated, none is shared, one of ours lacks some, or a value is not finite.
     """
-    about = _about(prediction, name)
+    if not isinstance(source, truths.Source):
+        source = truths.of_records(source)
+    about, ours = (
+        _about(prediction, source, name, foreign or Foreign()),
+        "stemjax" in prediction.uns,
+    )
     for key in ("slide", "value_space"):
         if like is not None and str(about[key]) != str(like.about[key]):
             raise errors.PredictionError(
@@ -122,39 +256,124 @@ def join(
                 fix="Compare predictions of one slide in one value space",
             )
     slide = str(about["slide"])
-    if slide not in records.slides:
+    if slide not in source.slides:
         raise errors.PredictionError(
-            f"{name}: the records lack its slide",
-            expected=f"one of {', '.join(sorted(records.slides))}",
+            f"{name}: the truth lacks its slide",
+            expected=f"one of {', '.join(sorted(source.slides))}",
             found=slide,
             fix="Open the records that hold it as well",
         )
-    table = records.load([slide])
-    spots = _rows(list(prediction.obs_names), table.barcodes, f"{name}: spots")
-    columns = _rows(list(prediction.var_names), records.genes, f"{name}: genes")
+    truth = source.load(slide) if like is None else like.truth
+    whole = ours and source.records is not None
+    rows, spots, no_spots, more_spots = _match(
+        list(map(str, prediction.obs_names)), truth.barcodes, "spots", name, whole=whole
+    )
+    columns, genes, no_genes, more_genes = _match(
+        list(map(str, prediction.var_names)), truth.genes, "genes", name, whole=whole
+    )
+    if like is not None and (no_spots or no_genes):
+        raise errors.PredictionError(
+            f"{name} lacks {len(no_spots)} spots and {len(no_genes)} genes of the prediction",
+            expected="the same spots and genes in every row of the table",
+            fix="leave it out, or cut the prediction to what both have",
+        )
 
-    def aligned(values: Any, what: str) -> np.ndarray:
-        """Values in the records' order, [l g] or [n l g]."""
-        values = values.toarray() if scipy.sparse.issparse(values) else np.asarray(values)
-        values = np.asarray(values[spots][..., columns], np.float64)
-        if bad := np.sum(~np.isfinite(values)):
-            raise errors.PredictionError(f"{name}: {what} holds {bad} NaN or infinite values")
-        return values
+    def aligned(given: Any, what: str) -> np.ndarray:
+        """Values in the truth's order, [l g] or [l n g]."""
+        dense = values(
+            given, what, name, of=(list(prediction.obs_names), list(prediction.var_names))
+        )
+        return dense[spots][..., genes]
 
     std, draws = prediction.layers.get("stemjax_std"), prediction.obsm.get("stemjax_draws")
     if std is not None:
         std = aligned(std, 'layers["stemjax_std"]')
     if draws is not None:
         draws = aligned(draws, 'obsm["stemjax_draws"]').transpose(1, 0, 2)
-    transform = transforms.get_transform(str(about["value_space"]))
+    truth = _cut(truth, rows, columns)
     return Joined(
         mean=aligned(prediction.X, "X"),
-        true=np.asarray(transform.forward(table.counts, table.total), np.float64),
-        mask=np.asarray(table.mask),
+        true=truth.values(str(about["value_space"])),
+        mask=np.broadcast_to(truth.measured, (len(rows), len(columns))).astype(np.uint8),
         std=std,
         draws=draws,
-        table=table,
-        genes=tuple(records.genes),
-        slide=slide,
+        intervals=_intervals(prediction, spots, genes),
+        truth=truth,
         about=about,
+        ours=ours,
+        absent={"spots": no_spots, "genes": no_genes},
+        unknown={"spots": more_spots, "genes": more_genes},
     )
+
+
+def values(
+    given: Any, what: str, name: str, *, of: tuple[Sequence[str], Sequence[str]]
+) -> np.ndarray:
+    """A matrix of a prediction as float64; ``of`` are the names of its spots and genes.
+
+    Raises:
+      PredictionError: there is none, or a value is not finite.
+    """
+    if given is None:
+        raise errors.PredictionError(
+            f"{name} has no {what}", expected=f"predicted values in {what}"
+        )
+    dense = given.toarray() if scipy.sparse.issparse(given) else np.asarray(given)
+    if dense.dtype.kind not in "iuf":
+        raise errors.PredictionError(
+            f"{name}: {what}", expected="numbers", found=f"values of type {dense.dtype}"
+        )
+    dense = dense.astype(np.float64)
+    if bad := int(np.sum(~np.isfinite(dense))):
+        where = np.argwhere(~np.isfinite(dense))[0]
+        raise errors.PredictionError(
+            f"{name}: {what} holds {bad} NaN or infinite values",
+            expected="a finite value for every spot and gene",
+            found=f"the first at spot {of[0][where[0]]!r}, gene {of[1][where[-1]]!r}",
+        )
+    return dense
+
+
+def _cut(truth: truths.Truth, rows: list[int], columns: list[int]) -> truths.Truth:
+    """The truth with some of its spots and genes; itself with all of them."""
+    if len(rows) == len(truth.barcodes) and len(columns) == len(truth.genes):
+        return truth
+    table = truth.table
+    if table is not None:
+        table = dataclasses.replace(
+            table,
+            embeddings=table.embeddings[rows],
+            counts=table.counts[np.ix_(rows, columns)],
+            total=table.total[rows],
+            mask=table.mask[np.ix_(rows, columns)],
+            slide_index=table.slide_index[rows],
+            barcodes=tuple(table.barcodes[row] for row in rows),
+            array_xy=table.array_xy[rows],
+            pixel_xy=table.pixel_xy[rows],
+        )
+    return dataclasses.replace(
+        truth,
+        barcodes=tuple(truth.barcodes[row] for row in rows),
+        genes=tuple(truth.genes[column] for column in columns),
+        counts=truth.counts[np.ix_(rows, columns)],
+        total=truth.total[rows],
+        measured=truth.measured[columns],
+        array_xy=truth.array_xy[rows],
+        xy=truth.xy[rows],
+        table=table,
+    )
+
+
+def _intervals(
+    prediction: anndata.AnnData, spots: list[int], genes: list[int]
+) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+    """The calibrated intervals by level; NaN for genes that could not be calibrated."""
+    found = {}
+    for level in metrics.LEVELS:
+        ends = [
+            prediction.layers.get(f"stemjax_{end}_{level * 100:g}") for end in ("lower", "upper")
+        ]
+        if all(end is not None for end in ends):
+            low, high = (np.asarray(end)[np.ix_(spots, genes)].astype(np.float64) for end in ends)
+            found[level] = low, high
+    return found

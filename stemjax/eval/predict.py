@@ -2,9 +2,11 @@
 
 The AnnData has the slots that scanpy and squidpy users look in: X is the mean in the value space
 (say log2(count + 1)), ``layers["stemjax_std"]`` the spread, ``layers["stemjax_se"]`` the standard
-error of X, ``obsm["stemjax_draws"]`` the draws, ``obs["stemjax_nll"]`` how unlikely the measured
-profile is, ``obsm["spatial"]`` spot centres in full-resolution pixels, ``uns["spatial"]`` the H&E,
-and ``uns["stemjax"]`` everything needed to repeat the prediction.
+error of X, ``layers["stemjax_lower_90"]`` and ``layers["stemjax_upper_90"]`` a calibrated interval
+(also 50, 80 and 95, where the model has a calibration for this sampling), ``obsm["stemjax_draws"]``
+the draws, ``obs["stemjax_nll"]`` how unlikely the measured profile is, ``obsm["spatial"]`` spot
+centres in full-resolution pixels, ``uns["spatial"]`` the H&E, and ``uns["stemjax"]`` everything
+needed to repeat the prediction.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stemjax import __version__, config, errors, tasks
+from stemjax import __version__, errors, tasks
 from stemjax.data import records, space
-from stemjax.eval import metrics, mismatch, steering
+from stemjax.eval import conformal, metrics, mismatch, steering
 from stemjax.train import checkpoint
 
 if TYPE_CHECKING:
@@ -67,8 +69,11 @@ def predict_slide(
 ) -> anndata.AnnData:
     """Returns the predicted expression of a slide.
 
+    A model with a calibration of this sampling gives intervals as well (`conformal`), unless the
+    prediction is steered: nothing was calibrated for that.
+
     Args:
-      trained: weights and what they mean.
+      trained: weights and what they mean, and their calibrations.
       source: records that hold the slide's embeddings.
       slide: its id.
       sampling: mode, sampler, steps and draws.
@@ -126,17 +131,15 @@ def predict_slide(
     result.uns["stemjax"] = provenance(trained, info, sampling, seed) | {
         "evaluations_per_spot": task.evaluations(sampling),
         "guidance": float(steer.scale),
-        "guide": "" if steer.weak is None else json.dumps(_identity(steer.weak)),
+        "guide": "" if steer.weak is None else json.dumps(steer.weak.identity),
         "given_genes": list(steer.given),
         "given_method": steer.method if steer.given else "",
     }
+    made = conformal.find(trained.calibrations, describe_sampling(card, sampling))
+    if made is not None and steer.is_none:
+        conformal.write_intervals(result, spread(result), made)
+        result.uns["stemjax"]["calibration"] = json.dumps(made.describe())
     return result
-
-
-def _identity(trained: checkpoint.Trained) -> dict[str, Any]:
-    """Returns which weights these are."""
-    digest = config.digest(trained.card.experiment)
-    return {"config": digest, "step": trained.step, "weights": trained.weights}
 
 
 def fill(
@@ -165,15 +168,19 @@ def fill(
         result.obsm[DRAWS] = np.ascontiguousarray(draws.transpose(1, 0, 2), dtype=np.float32)
 
 
-def provenance(
-    trained: checkpoint.Trained, info: records.SlideInfo, sampling: tasks.Sampling, seed: int
-) -> dict[str, Any]:
-    """Returns ``uns["stemjax"]``: plain values that say how a prediction was made."""
-    card, one = trained.card, sampling.mode in tasks.ONE_EVALUATION
-    on = sampling if one else sampling.on(card.task.levels)
+def spread(result: anndata.AnnData) -> np.ndarray | None:
+    """Returns a prediction's standard deviations, [l g], or None where its mode has none."""
+    return np.asarray(result.layers[STD]) if STD in result.layers else None
+
+
+def describe_sampling(card: checkpoint.Card, sampling: tasks.Sampling) -> dict[str, Any]:
+    """Returns how a prediction is drawn, in plain values: what is run, not what was asked for.
+
+    Two ways of sampling with the same values give predictions of one law.
+    """
+    one = sampling.mode in tasks.ONE_EVALUATION
+    on = tasks.Sampling(mode=sampling.mode) if one else sampling.on(card.task.levels)
     return {
-        "slide": info.id,
-        "patient": info.patient or "",
         "mode": on.mode,
         "sampler": "" if one else on.sampler,
         "steps": 0 if one else on.steps,
@@ -182,10 +189,22 @@ def provenance(
         "antithetic": on.in_pairs,
         # What the step rule adds, and not what was asked for: None is 1 for dpmpp2m_sde.
         "eta": 0.0 if one else float(getattr(on.rule, "eta", 0.0)),
-        "churn": on.churn,
-        "sigma_min": 0.0 if on.sigma_min is None else on.sigma_min,
-        "sigma_max": 0.0 if on.sigma_max is None else on.sigma_max,
-        "rho": on.rho,
+        "churn": float(on.churn),
+        "sigma_min": 0.0 if on.sigma_min is None else float(on.sigma_min),
+        "sigma_max": 0.0 if on.sigma_max is None else float(on.sigma_max),
+        "rho": float(on.rho),
+    }
+
+
+def provenance(
+    trained: checkpoint.Trained, info: records.SlideInfo, sampling: tasks.Sampling, seed: int
+) -> dict[str, Any]:
+    """Returns ``uns["stemjax"]``: plain values that say how a prediction was made."""
+    card = trained.card
+    return {
+        "slide": info.id,
+        "patient": info.patient or "",
+        **describe_sampling(card, sampling),
         "seed": seed,
         "value_space": card.space.transform,
         "train_slides": list(card.split["train"]),

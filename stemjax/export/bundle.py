@@ -2,13 +2,15 @@
 
     bundle.json           card (configuration, genes, space, encoder, split), step, weights
     weights.safetensors   the parameters, named by their path: ``blocks/attn/qkv/kernel``
-    SHA256SUMS.json       size and hash of both, checked before anything is used
+    calibration.json      calibrations of intervals, where the model has any
+    SHA256SUMS.json       size and hash of these, checked before anything is used
 
 Only arrays and JSON: opening a bundle executes nothing that is in it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -20,7 +22,7 @@ import safetensors.numpy
 
 from stemjax import errors
 from stemjax.data import integrity
-from stemjax.train import checkpoint
+from stemjax.train import calibration, checkpoint
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
@@ -32,7 +34,7 @@ def is_bundle(path: str | pathlib.Path) -> bool:
 
 
 def write(trained: checkpoint.Trained, path: str | pathlib.Path) -> None:
-    """Writes a bundle, whole or not at all; one that stands there is replaced.
+    """Writes a bundle with its calibrations, whole or not at all; one that stands is replaced.
 
     Raises:
       BundleError: ``path`` is a file, or a folder that holds something else.
@@ -58,6 +60,8 @@ def write(trained: checkpoint.Trained, path: str | pathlib.Path) -> None:
         safetensors.numpy.save_file(arrays, folder / WEIGHTS)
         (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner reads
         integrity.write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        if trained.calibrations:
+            calibration.write(trained.calibrations, folder / calibration.FILE)
         integrity.write_manifest(folder)
 
 
@@ -66,6 +70,7 @@ def load(path: str | pathlib.Path) -> checkpoint.Trained:
 
     Raises:
       BundleError: it is missing, incomplete or damaged, or of another format.
+      CalibrationError: its calibrations cannot be used, or are of other weights.
       CheckpointMismatchError: the weights are of another network than the card says.
     """
     path = pathlib.Path(path)
@@ -99,9 +104,19 @@ def load(path: str | pathlib.Path) -> checkpoint.Trained:
         raise errors.BundleError(
             f"bundle {path} cannot be read ({type(error).__name__}: {error})", fix="copy it again"
         ) from error
-    return checkpoint.Trained(
+    trained = checkpoint.Trained(
         params=_fitted(arrays, card, path), card=card, step=step, weights=weights
     )
+    stored = calibration.read(path / calibration.FILE)
+    found = trained.with_calibrations(stored)
+    if len(found.calibrations) < len(stored):
+        raise errors.CalibrationError(
+            f"{path / calibration.FILE}",
+            expected=f"calibrations of the bundle's weights, {trained.identity}",
+            found=f"{len(stored) - len(found.calibrations)} of others",
+            fix="export the model again, and calibrate that bundle",
+        )
+    return found
 
 
 def open_model(path: str | pathlib.Path, *, weights: str = "auto") -> checkpoint.Trained:
@@ -113,8 +128,30 @@ def open_model(path: str | pathlib.Path, *, weights: str = "auto") -> checkpoint
 
     Raises:
       BundleError, CheckpointError: there is none, or it is damaged.
+      CalibrationError: its calibrations are damaged.
     """
     return load(path) if is_bundle(path) else checkpoint.load(path, weights=weights)
+
+
+def add_calibration(
+    trained: checkpoint.Trained, new: calibration.Calibration, path: str | pathlib.Path
+) -> pathlib.Path:
+    """Stores a calibration with the model that `open_model` read there; returns the file.
+
+    It replaces one of the same sampling. A bundle is written anew as a whole, so that its list of
+    hashes fits at every moment; a workdir keeps the calibrations of its other weights.
+
+    Raises:
+      CalibrationError: what stands in a workdir cannot be read.
+    """
+    path = pathlib.Path(path)
+    file = path / calibration.FILE
+    if is_bundle(path):
+        kept = calibration.replace(trained.calibrations, new)
+        write(dataclasses.replace(trained, calibrations=kept), path)
+    else:
+        calibration.write(calibration.replace(calibration.read(file), new), file)
+    return file
 
 
 def _in_the_way(path: pathlib.Path) -> str:
@@ -122,7 +159,7 @@ def _in_the_way(path: pathlib.Path) -> str:
     if not path.is_dir():
         return "a file" if path.exists() else ""
     inside = {file.name for file in path.iterdir()}
-    others = inside - {DESCRIPTION, WEIGHTS, integrity.MANIFEST}
+    others = inside - {DESCRIPTION, WEIGHTS, calibration.FILE, integrity.MANIFEST}
     if inside and (others or DESCRIPTION not in inside):
         return f"a folder with other files ({sorted(others or inside)[0]})"
     return ""

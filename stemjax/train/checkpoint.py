@@ -3,6 +3,7 @@
 A workdir holds::
 
     config.json          the experiment
+    calibration.json     calibrations of intervals, once `stemjax calibrate` has run
     checkpoints/<step>/  state (weights, EMA, optimiser, step) and model.json's content
     best/<step>/         EMA with the lowest validation error, same content
     metrics.jsonl, tensorboard/
@@ -18,7 +19,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,14 +27,18 @@ import orbax.checkpoint as ocp
 
 from stemjax import config, errors, mesh, tasks
 from stemjax.data import embeddings, space
+from stemjax.train import calibration
 from stemjax.train import state as states
 from stemjax.typing import Params
 
 FORMAT = 1
 
-# What may change between the parts of a run, since no weight depends on it. Where the records lie
-# is not what they are: their digests are compared.
-_NEUTRAL = {"data": ("records", "residence"), "train": ("log_every", "keep")}
+# What may change between the parts of a run, since no weight depends on it. Where the records and
+# the manifest lie is not what they are: digests and the split itself are compared.
+_NEUTRAL = {
+    "data": ("records", "residence", "manifest", "fold", "leakage"),
+    "train": ("log_every", "keep"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,12 +268,32 @@ class Trained:
       card: configuration, space, encoder contract and split.
       step: updates behind the weights.
       weights: ``best`` or ``last``.
+      calibrations: what makes intervals of predictions, one for each way of sampling.
     """
 
     params: Params
     card: Card
     step: int
     weights: str
+    calibrations: tuple[calibration.Calibration, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which weights these are, in plain values."""
+        digest = config.digest(self.card.experiment)
+        return {"config": digest, "step": self.step, "weights": self.weights}
+
+    def with_calibrations(self, stored: Sequence[calibration.Calibration]) -> Trained:
+        """Returns the model with those of some calibrations that belong to its weights.
+
+        Raises:
+          CalibrationError: one that claims to belong has other genes or another value space.
+        """
+        space = self.card.space
+        own = calibration.of_weights(
+            stored, self.identity, genes=space.genes, value_space=space.transform
+        )
+        return dataclasses.replace(self, calibrations=own)
 
 
 @contextlib.contextmanager
@@ -289,6 +314,7 @@ def load(workdir: str | pathlib.Path, *, weights: str = "auto") -> Trained:
 
     Raises:
       CheckpointError: there is none, or it is damaged.
+      CalibrationError: calibration.json is damaged.
       ConfigError: ``weights`` is none of the three.
     """
     workdir = pathlib.Path(workdir)
@@ -304,11 +330,12 @@ def load(workdir: str | pathlib.Path, *, weights: str = "auto") -> Trained:
             if step is None:
                 continue
             try:
-                return _read(manager, step, best=name == "best")
+                trained = _read(manager, step, best=name == "best")
             except errors.StemjaxError:
                 raise
             except Exception as error:
                 raise _damaged(folder / str(step), error) from error
+            return trained.with_calibrations(calibration.read(workdir / calibration.FILE))
     raise errors.CheckpointError(
         f"no {'' if weights == 'auto' else weights + ' '}checkpoint in {workdir}",
         expected="a folder that `stemjax train --workdir` wrote",

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 import optax
 
 from stemjax import __version__, config, errors, mesh, tasks
-from stemjax.data import pipeline, records, space, splits
+from stemjax.data import folds, pipeline, records, space, splits
 from stemjax.eval import metrics as scores
 from stemjax.train import checkpoint, writers
 from stemjax.train import journal as journals
 from stemjax.train import state as states
 from stemjax.train import step as steps
 from stemjax.typing import Params
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,17 +58,42 @@ class Material:
     val: records.Table | None
 
 
+def choose_split(experiment: config.Experiment, patients: Mapping[str, str | None]) -> splits.Split:
+    """Returns the slides' roles: by the manifest's fold, or by the lists of test and val slides.
+
+    A patient on both sides is one line in the log at level warning, or with
+    ``config.data.leakage=refuse`` an error.
+
+    Args:
+      experiment: says which slides are held out.
+      patients: patient of each slide there is, None where unknown.
+
+    Raises:
+      SplitError: the slides held out do not fit those there are, or a patient is on both sides.
+    """
+    data = experiment.data
+    if data.manifest:
+        split = folds.read_fold(data.manifest, data.fold, patients)
+    else:
+        split = splits.make_split(patients, test=experiment.test_slides, val=experiment.val_slides)
+    if data.leakage == "refuse":
+        splits.require_apart(split)
+    if split.leaks and jax.process_index() == 0:
+        _log.warning(
+            "LEAK: test slides share a patient with training (%s): every number on them is "
+            "interpolation within a patient, not prediction for a new one",
+            "; ".join(split.leaks),
+        )
+    return split
+
+
 def gather(experiment: config.Experiment, source: records.Records) -> Material:
     """Returns the view, the schedule and the card of an experiment on given records.
 
     Raises:
       SplitError: slides held out that the records lack, or on which the panel was chosen.
     """
-    split = splits.make_split(
-        source.patients,
-        test=experiment.test_slides,
-        val=experiment.val_slides,
-    )
+    split = choose_split(experiment, source.patients)
     seen = split.seen_by_panel(source.panel.slides)
     if seen and not experiment.data.allow_seen_panel:
         raise errors.SplitError(

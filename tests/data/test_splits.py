@@ -91,3 +91,31 @@ def test_a_split_cannot_be_changed_after_the_fact():
     split = splits.make_split(PATIENTS, test=["D1"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         split.test = ()
+
+
+def test_leaks_name_the_patient_and_the_slides_on_both_sides():
+    split = splits.make_split(PATIENTS, test=["C5", "D1"], val=["C3"])
+    assert split.leaks == ("patient C: test C5, train C2, val C3",)
+    assert splits.make_split(PATIENTS, test=["D1"]).leaks == ()
+    # A patient whose slides train and validate is no leak: no number is about either.
+    assert splits.make_split(PATIENTS, test=["D1"], val=["C3"]).leaks == ()
+
+
+def test_apart_or_refused():
+    splits.require_apart(splits.make_split(PATIENTS, test=["D1"]))
+    splits.require_apart(splits.make_split(PATIENTS | {"B4": None}, test=["D1"]))
+    more = PATIENTS | {"B5": "B"}
+    with pytest.raises(errors.SplitError) as caught:
+        splits.require_apart(splits.make_split(more, test=["B5", "C2", "C5"], val=["D1"]))
+    assert "patient B: test B5, train B4; patient C: test C2 C5, train C3" in caught.value.what
+    assert "leakage=mark" in str(caught.value.fix)
+
+
+def test_roles_given_one_by_one():
+    roles = {"B4": "train", "C5": "test", "C2": "val"}
+    split = splits.split_by_role(roles, PATIENTS)
+    assert (split.train, split.val, split.test) == (("B4",), ("C2",), ("C5",))
+    # Slides without a role take no part, and their patients with them.
+    assert split.patients == {"B4": "B", "C2": "C", "C5": "C"}
+    with pytest.raises(errors.SplitError, match="found 1 test and 1 val slides of 2"):
+        splits.split_by_role({"C5": "test", "C2": "val"}, PATIENTS)

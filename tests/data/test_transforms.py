@@ -23,6 +23,10 @@ def test_transforms_by_hand():
     expected = np.log(1 + 1e4 * counts / total[:, None])
     np.testing.assert_allclose(cp10k, expected, rtol=3e-7)  # float32, three operations
     assert cp10k.dtype == np.float32
+    natural = transforms.get_transform("log1p").forward(counts, total)
+    np.testing.assert_allclose(natural, np.log(counts + 1.0), rtol=1e-7)
+    # The depth of the spot does not enter.
+    np.testing.assert_array_equal(natural, transforms.Transform("log1p").forward(counts, total * 0))
 
 
 @pytest.mark.parametrize("name", transforms.TRANSFORMS)
@@ -42,14 +46,14 @@ def test_inverse_returns_the_counts(name):
 
 def test_cp10k_takes_depth_out_and_log2_does_not():
     counts, total = np.array([[2, 4, 8]]), np.array([500])
-    for name, same in (("log1p_cp10k", True), ("log2p1", False)):
+    for name, same in (("log1p_cp10k", True), ("log2p1", False), ("log1p", False)):
         forward = transforms.get_transform(name).forward
         deep = forward(counts * 4, total * 4)
         assert np.allclose(forward(counts, total), deep, rtol=1e-6) == same
 
 
 def test_unknown_transform_lists_those_there_are():
-    with pytest.raises(errors.ConfigError, match="log2p1 or log1p_cp10k, found 'log'"):
+    with pytest.raises(errors.ConfigError, match="log2p1 or log1p_cp10k or log1p, found 'log'"):
         transforms.get_transform("log")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stemjax import config, errors, tasks
-from stemjax.eval import predict, regression
+from stemjax.eval import calibrate, conformal, metrics, predict, regression, steering
 from stemjax.train import checkpoint, loop
 
 
@@ -66,6 +66,105 @@ def test_an_h5ad_reads_back_with_its_account(trained, toy_records, tmp_path):
     assert list(back.uns["stemjax"]["train_slides"]) == ["T1", "T2"]
     assert back.uns["stemjax"]["evaluations_per_spot"] == 4
     assert [item.name for item in path.parent.iterdir()] == ["out.h5ad"]
+
+
+# ------------------------------------------------------------------------------------- calibration
+
+DRAWS = tasks.Sampling(mode="draws", n_draws=2, steps=2)
+LAYERS = {name for level in metrics.LEVELS for name in conformal.layer_names(level)}
+
+
+@pytest.fixture(scope="module")
+def calibrated(trained, toy_records) -> checkpoint.Trained:
+    """The model with calibrations of its draws and of its mean on slide V1."""
+    made = [
+        calibrate.calibrate(trained, toy_records, sampling, seed=5)
+        for sampling in (DRAWS, tasks.Sampling(mode="mean"))
+    ]
+    return trained.with_calibrations(made)
+
+
+@pytest.mark.parametrize("mode", ["draws", "mean"])
+def test_a_calibrated_prediction_has_intervals_of_its_own_sampling(
+    calibrated, toy_records, tmp_path, mode
+):
+    sampling = DRAWS if mode == "draws" else tasks.Sampling(mode="mean")
+    result = predict.predict_slide(calibrated, toy_records, "X1", sampling)
+    made = {one.sampling["mode"]: one for one in calibrated.calibrations}[mode]
+    assert set(result.layers) >= LAYERS
+    card = calibrated.card
+    scale = 1.0
+    if mode == "draws":
+        scale = np.maximum(result.layers["stemjax_std"], 0.1 * card.space.expression.std)
+    for i, level in enumerate(metrics.LEVELS):
+        for side, name in enumerate(conformal.layer_names(level)):
+            by_hand = np.maximum(result.X + made.offsets[i, side] * scale, 0)
+            # 1e-5 outward; float32 values up to 16.
+            np.testing.assert_allclose(result.layers[name], by_hand, atol=2e-5)
+    about = json.loads(result.uns["stemjax"]["calibration"])
+    assert (about["slides"], about["spots"], about["levels"]) == (
+        ["V1"],
+        [60, 60],
+        [*metrics.LEVELS],
+    )
+    assert about["model"] == calibrated.identity
+    # What a prediction says of its sampling is what the calibration says it is for.
+    assert about["sampling"] == {n: result.uns["stemjax"][n] for n in about["sampling"]}
+    predict.write(result, tmp_path / "out.h5ad")
+    back = predict.read(tmp_path / "out.h5ad")
+    np.testing.assert_array_equal(
+        back.layers["stemjax_lower_95"], result.layers["stemjax_lower_95"]
+    )
+    assert json.loads(back.uns["stemjax"]["calibration"]) == about
+
+
+@pytest.mark.parametrize("mode", ["draws", "mean"])
+def test_on_the_spots_that_calibrated_it_the_order_statistics_count(calibrated, toy_records, mode):
+    sampling = DRAWS if mode == "draws" else tasks.Sampling(mode="mean")
+    result = predict.predict_slide(calibrated, toy_records, "V1", sampling, seed=5)
+    table = toy_records.load(["V1"])
+    true = calibrated.card.space.forward(table.counts, table.total)
+    # Of 60 spots, s_(k) and s_(61 - k) with k the ceiling of 61 x .75, .9, .95 and .975.
+    for level, k in zip(metrics.LEVELS, (46, 55, 58, 60)):
+        lower, upper = (result.layers[name] for name in conformal.layer_names(level))
+        inside = np.sum((lower <= true) & (true <= upper), axis=0)
+        assert (inside >= 2 * k - 60).all()
+        if mode == "draws":  # no ties there
+            np.testing.assert_array_equal(inside, 2 * k - 60)
+
+
+def test_what_was_not_calibrated_has_no_intervals(calibrated, toy_records):
+    def written(model, sampling, **options):
+        result = predict.predict_slide(model, toy_records, "X1", sampling, **options)
+        assert ("calibration" in result.uns["stemjax"]) == bool(LAYERS & set(result.layers))
+        return set(result.layers) >= LAYERS
+
+    mean = tasks.Sampling(mode="mean")
+    assert written(calibrated, mean)
+    assert written(calibrated, dataclasses.replace(mean, steps=3))  # the mean has no steps
+    assert not written(calibrated, dataclasses.replace(DRAWS, steps=3))
+    assert not written(calibrated, dataclasses.replace(DRAWS, eta=1.0, sampler="ddim"))
+    steer = steering.Steering(given=("TOY01",), method="replacement")
+    assert not written(calibrated, DRAWS, steer=steer)
+    later = dataclasses.replace(calibrated, step=8)
+    assert later.with_calibrations(calibrated.calibrations).calibrations == ()
+
+
+def test_raw_coverage_is_that_of_the_models_own_draws(calibrated, trained, toy_records):
+    draws, mean = calibrated.calibrations
+    assert mean.raw is None
+    # Of two draws the widest interval is between them, whatever the level.
+    result = predict.predict_slide(trained, toy_records, "V1", DRAWS, seed=5)
+    table = toy_records.load(["V1"])
+    true = trained.card.space.forward(table.counts, table.total)
+    pair = np.sort(result.obsm["stemjax_draws"], axis=1)
+    share = np.mean((pair[:, 0] <= true) & (true <= pair[:, 1]))
+    assert draws.raw[1:] == pytest.approx([share] * 3)
+    assert draws.held_out_by == "each half of the slide by the other"
+    assert draws.held_out[3] is None  # 30 spots a half
+
+
+# ---------------------------------------------------------------------------------------- refusals
 
 
 def test_embeddings_of_another_encoder_are_refused(trained, toy_records):

@@ -15,7 +15,7 @@ import safetensors.numpy
 from stemjax import config, errors
 from stemjax.data import embeddings, integrity, space, transforms
 from stemjax.export import bundle, published
-from stemjax.train import checkpoint
+from stemjax.train import calibration, checkpoint
 
 FILES = ["SHA256SUMS.json", "bundle.json", "weights.safetensors"]
 GENES = tuple(f"G{i}" for i in range(5))
@@ -305,3 +305,92 @@ def test_where_there_is_no_model_it_says_so(tmp_path):
     with pytest.raises(errors.BundleError, match=r"no bundle at .*nowhere.*bundle\.json") as caught:
         bundle.load(tmp_path / "nowhere")
     assert caught.value.code == "SJ-X02"
+
+
+# ------------------------------------------------------------------------------------ calibrations
+
+
+def calibrate(trained, mode="mean", width=1.0, **fields):
+    """A calibration of a model, as `conformal.fit` would make one."""
+    ends = width * np.array([-1.0, 1.0])[None, :, None] * np.ones((1, 2, len(GENES)))
+    made = {
+        "levels": (0.9,),
+        "offsets": ends,
+        "floor": np.full(len(GENES), 0.1),
+        "spots": np.full(len(GENES), 40),
+        "slides": ("V1",),
+        "genes": GENES,
+        "value_space": "log2p1",
+        "sampling": {"mode": mode},
+        "model": trained.identity,
+        "raw": None,
+        "held_out": (0.9,),
+        "held_out_by": "leave one slide out",
+    }
+    return calibration.Calibration(**made | fields)
+
+
+def stored(trained):
+    return [(one.sampling["mode"], one.offsets.max()) for one in trained.calibrations]
+
+
+def test_calibrations_go_with_a_bundle_and_are_replaced_one_by_one(path, trained, tmp_path):
+    assert bundle.load(path).calibrations == ()
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    for mode, width in (("mean", 1.0), ("draws", 2.0), ("mean", 3.0)):
+        opened = bundle.open_model(path)
+        file = bundle.add_calibration(opened, calibrate(trained, mode, width), path)
+        assert file == path / "calibration.json"
+    assert sorted(os.listdir(path)) == sorted([*FILES, "calibration.json"])
+    for name in ("bundle.json", "weights.safetensors"):
+        assert (path / name).read_bytes() == before[name]
+    found = bundle.load(path)
+    assert_same(found, trained)
+    assert stored(found) == [("draws", 2.0), ("mean", 3.0)]
+    bundle.write(found, tmp_path / "copy")
+    assert stored(bundle.load(tmp_path / "copy")) == stored(found)
+    bundle.write(trained, path)  # one without them replaces it
+    assert sorted(os.listdir(path)) == FILES
+
+
+@pytest.mark.parametrize("kind", ["missing", "changed"])
+def test_a_damaged_calibration_is_named(path, trained, kind):
+    bundle.add_calibration(trained, calibrate(trained), path)
+    file = path / "calibration.json"
+    text = file.read_text()
+    if kind == "missing":
+        file.unlink()
+    else:
+        file.write_text(text.replace("1.0", "1.1", 1))
+    with pytest.raises(errors.BundleError, match=r"calibration\.json"):
+        bundle.load(path)
+
+
+def test_calibrations_of_other_weights_and_genes_are_refused(path, trained):
+    other = dataclasses.replace(trained, step=5)
+    fitting = calibrate(trained)
+    for wrong, words in (
+        (calibrate(other), "1 of others"),
+        (calibrate(trained, genes=GENES[::-1]), "does not fit its model"),
+    ):
+        calibration.write([fitting, wrong], path / "calibration.json")
+        integrity.write_manifest(path)
+        with pytest.raises(errors.CalibrationError, match=words):
+            bundle.load(path)
+
+
+def test_a_workdir_keeps_the_calibrations_of_each_of_its_weights(tmp_path, trained):
+    run, last = tmp_path / "run", dataclasses.replace(trained, weights="last", step=9)
+    with checkpoint.Checkpoints(run, trained.card) as checkpoints:
+        checkpoints.save_best(trained.params, trained.step, {"val_mse": 1.0})
+    assert bundle.open_model(run).calibrations == ()
+    for model, mode in ((trained, "mean"), (last, "mean"), (trained, "draws")):
+        assert bundle.add_calibration(model, calibrate(model, mode), run).parent == run
+    opened = bundle.open_model(run)
+    assert stored(opened) == [("mean", 1.0), ("draws", 1.0)]
+    bundle.write(opened, tmp_path / "out")
+    assert stored(bundle.load(tmp_path / "out")) == stored(opened)
+    assert len(calibration.read(run / "calibration.json")) == 3
+    (run / "calibration.json").write_text("{")
+    with pytest.raises(errors.CalibrationError, match="delete calibration.json"):
+        bundle.open_model(run)

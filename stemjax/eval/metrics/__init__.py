@@ -2,43 +2,112 @@
 
 All arrays are in one value space (for example log2(count + 1)); everything is computed in float64.
 ``mask`` is 1 where the slide measured the gene, [g] or [l g], None for all; what lies outside it
-takes no part in any score. PCC-k, MSE, MAE and RVD are those of Stem (Zhu et al., ICLR 2025, arXiv
-2501.15598). Energy distance: Székely and Rizzo 2013
-(J. Stat. Plan. Inference 143); energy score: Gneiting and Raftery 2007 (JASA 102).
+takes no part in any score. An undefined score is NaN by a rule that its function states; a NaN or
+infinity in a measured entry is a ValueError. docs/metrics.md has one table of all of them, with
+formula, direction, units and source.
 """
 
-from stemjax.eval.metrics.correlation import pcc_per_gene, pcc_top
-from stemjax.eval.metrics.draws import draw_standard_error, energy_distance, energy_score
+from stemjax.eval.metrics.arrays import ROUNDING
+from stemjax.eval.metrics.calibration import (
+    GRID,
+    Sharpness,
+    calibration_curve,
+    calibration_error,
+    coverage,
+    covered,
+    pit_histogram,
+    rank_histogram,
+    sharpness,
+    width,
+)
+from stemjax.eval.metrics.correlation import (
+    partial_pcc_per_gene,
+    pcc_per_gene,
+    pcc_per_spot,
+    pcc_top,
+    spearman_per_gene,
+)
+from stemjax.eval.metrics.draws import (
+    draw_standard_error,
+    energy_distance,
+    energy_score,
+    energy_score_per_spot,
+    variogram_score,
+    variogram_score_per_spot,
+    wasserstein_per_gene,
+)
 from stemjax.eval.metrics.forecasts import LEVELS, Draws, Forecast, Normal, Quantiles, central
-from stemjax.eval.metrics.pointwise import mae, mse
-from stemjax.eval.metrics.resampling import Resampled, block_bootstrap, interval, spatial_blocks
-from stemjax.eval.metrics.scores import DrawSummary, Scores, describe_draws, score
+from stemjax.eval.metrics.pointwise import mae, mse, mse_per_gene, r2_per_gene
+from stemjax.eval.metrics.resampling import (
+    BLOCK,
+    Resamples,
+    interval,
+    mean_defined,
+    resample,
+    spatial_blocks,
+)
+from stemjax.eval.metrics.spatial import (
+    Agreement,
+    morans_agreement,
+    morans_i,
+    neighbours,
+    ssim_map,
+    ssim_per_gene,
+)
+from stemjax.eval.metrics.structure import gene_correlation, gsc, ssc
 from stemjax.eval.metrics.variation import VariationCurve, gene_variation_curve, rvd, rvd_of_draws
 
 __all__ = [
+    "BLOCK",
+    "GRID",
     "LEVELS",
+    "ROUNDING",
+    "Agreement",
     "Draws",
     "Forecast",
     "Normal",
     "Quantiles",
-    "central",
-    "DrawSummary",
-    "Resampled",
-    "Scores",
+    "Resamples",
+    "Sharpness",
     "VariationCurve",
-    "block_bootstrap",
-    "describe_draws",
+    "calibration_curve",
+    "calibration_error",
+    "central",
+    "coverage",
+    "covered",
     "draw_standard_error",
     "energy_distance",
     "energy_score",
+    "energy_score_per_spot",
+    "gene_correlation",
     "gene_variation_curve",
+    "gsc",
     "interval",
     "mae",
+    "mean_defined",
+    "morans_agreement",
+    "morans_i",
     "mse",
+    "mse_per_gene",
+    "neighbours",
+    "partial_pcc_per_gene",
     "pcc_per_gene",
+    "pcc_per_spot",
     "pcc_top",
+    "pit_histogram",
+    "r2_per_gene",
+    "rank_histogram",
+    "resample",
     "rvd",
     "rvd_of_draws",
-    "score",
+    "sharpness",
     "spatial_blocks",
+    "spearman_per_gene",
+    "ssc",
+    "ssim_map",
+    "ssim_per_gene",
+    "variogram_score",
+    "variogram_score_per_spot",
+    "wasserstein_per_gene",
+    "width",
 ]

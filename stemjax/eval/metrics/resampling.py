@@ -1,17 +1,29 @@
-"""Intervals: resamples of whole blocks of spots."""
+"""Intervals: resamples of whole blocks of spots, and scores as functions of sums over spots.
+
+Neighbouring spots are alike, so resampling single spots would give intervals too narrow: whole
+blocks are drawn with replacement, as many as there are (block bootstrap: Künsch 1989, Annals of
+Statistics 17; Lahiri 2003). A score that is a function of sums over spots needs no second look at
+the spots: its sums over each block are taken once, and every resample adds up those of its blocks.
+
+Row 0 of every result is the slide itself, the rows below are the resamples.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 
 import numpy as np
+import scipy.sparse
 from jaxtyping import Float, Int
 
-from stemjax.eval.metrics import arrays
+BLOCK = 5.0
+"""Side of a bootstrap block, in units of the distance between neighbouring spots."""
 
 
 def spatial_blocks(
-    array_xy: Float[np.ndarray, "l 2"], *, size: float = 5.0
+    array_xy: Float[np.ndarray, "l 2"], *, size: float = BLOCK
 ) -> Int[np.ndarray, " l"]:
     """Number of the square block of ``size`` x ``size`` array units that each spot lies in."""
     xy = np.asarray(array_xy, np.float64)
@@ -20,61 +32,78 @@ def spatial_blocks(
     return np.unique(cell, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Resampled:
-    """Scores of the block bootstrap's resamples.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Resamples:
+    """A slide and resamples of its blocks.
 
     Attributes:
-      pcc_all: mean correlation over the genes defined in the resample, [r]; NaN where none is.
-      mse: mean squared error, [r].
+      blocks: block of each spot, 0..k-1, [l].
+      times: how often each block counts, [1+r k]; row 0 is once each.
     """
 
-    pcc_all: Float[np.ndarray, " r"]
-    mse: Float[np.ndarray, " r"]
+    blocks: Int[np.ndarray, " l"]
+    times: Float[np.ndarray, "r k"]
+
+    @property
+    def count(self) -> int:
+        """Resamples beside the slide itself."""
+        return len(self.times) - 1
+
+    @functools.cached_property
+    def _membership(self) -> scipy.sparse.csr_array:
+        spots = np.arange(len(self.blocks))
+        shape = (self.times.shape[1], len(self.blocks))
+        return scipy.sparse.csr_array((np.ones(len(spots)), (self.blocks, spots)), shape=shape)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Sum over the spots of the slide and of each resample, [l ...] -> [1+r ...]."""
+        return self.add_up(self.per_block(np.asarray(values, np.float64)))
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean over the spots of the slide and of each resample, [l ...] -> [1+r ...]."""
+        return self.sums(values) / self.spots.reshape(-1, *[1] * (np.ndim(values) - 1))
+
+    @functools.cached_property
+    def spots(self) -> Float[np.ndarray, " r"]:
+        """Spots of the slide and of each resample."""
+        return self.sums(np.ones(len(self.blocks)))
+
+    def per_block(self, values: np.ndarray) -> np.ndarray:
+        """Sum over the spots of each block, [l ...] -> [k ...], in the values' precision."""
+        flat = values.reshape(len(values), math.prod(values.shape[1:]))
+        summed = self._membership.astype(values.dtype) @ flat
+        return np.asarray(summed).reshape(self.times.shape[1], *values.shape[1:])
+
+    def add_up(self, blocks: np.ndarray) -> np.ndarray:
+        """Sum over the blocks of the slide and of each resample, [k ...] -> [1+r ...]."""
+        flat = self.times.astype(blocks.dtype) @ blocks.reshape(
+            len(blocks), math.prod(blocks.shape[1:])
+        )
+        return flat.reshape(len(self.times), *blocks.shape[1:])
+
+    def products(
+        self, values: Float[np.ndarray, "l g"], pairs: tuple[np.ndarray, np.ndarray]
+    ) -> Float[np.ndarray, "r p"]:
+        """Sums over spots of the products of pairs of columns, float32."""
+        order = np.argsort(self.blocks, kind="stable")
+        ends = np.cumsum(np.bincount(self.blocks, minlength=self.times.shape[1]))[:-1]
+        parts = np.split(values[order].astype(np.float32), ends)
+        return self.add_up(np.stack([(part.T @ part)[pairs] for part in parts]))
 
 
-def block_bootstrap(
-    pred: Float[np.ndarray, "l g"],
-    true: Float[np.ndarray, "l g"],
-    mask: np.ndarray | None = None,
-    *,
-    blocks: Int[np.ndarray, " l"],
-    resamples: int,
-    seed: int,
-) -> Resampled:
-    """PCC (mean of all genes) and MSE on resamples of whole blocks of spots.
+def resample(blocks: Int[np.ndarray, " l"], *, count: int, seed: int) -> Resamples:
+    """``count`` resamples of whole blocks, as many blocks as there are in each.
 
-    Neighbouring spots are alike, so resampling single spots would give intervals too narrow: whole
-    blocks (`spatial_blocks`) are drawn with replacement, as many as there are. The draw depends
-    on ``seed`` and the blocks alone, so two predictions of one slide see the same resamples and
-    their differences are paired.
+    The draw depends on ``seed`` and the number of blocks alone, so two predictions of one slide
+    see the same resamples and their differences are paired. One block alone cannot be resampled:
+    no resamples then.
     """
-    pred, true, used = arrays.measured(pred, true, mask)
-    n_blocks = int(blocks.max()) + 1
-    drawn = np.random.default_rng(seed).integers(n_blocks, size=(resamples, n_blocks))
-    times = np.stack([np.bincount(row, minlength=n_blocks) for row in drawn]).astype(np.float64)
-
-    membership = (blocks[None, :] == np.arange(n_blocks)[:, None]).astype(np.float64)
-
-    def resampled(values: np.ndarray) -> np.ndarray:
-        """Sum over the spots of each resample, [r g]."""
-        return times @ (membership @ values)
-
-    # Centred once on the whole slide, so that sums of squares lose no digits below.
-    x, y = arrays.centred(pred, used)[0], arrays.centred(true, used)[0]
-    n = resampled(used.astype(np.float64))
-    count = np.maximum(n, 1.0)
-    sum_x, sum_y, sum_xx, sum_yy = (resampled(v) for v in (x, y, x * x, y * y))
-    var_x, var_y = sum_xx - sum_x**2 / count, sum_yy - sum_y**2 / count
-    flat_x, flat_y = var_x <= arrays.ROUNDING * sum_xx, var_y <= arrays.ROUNDING * sum_yy
-    scale = np.sqrt(np.where(flat_x | flat_y, 1.0, var_x * var_y))
-    r = np.where(flat_x, 0.0, (resampled(x * y) - sum_x * sum_y / count) / scale)
-    defined = ~flat_y
-    pcc = np.full(resamples, np.nan)
-    some = defined.any(axis=1)
-    pcc[some] = np.sum(np.where(defined, r, 0.0), axis=1)[some] / defined.sum(axis=1)[some]
-    squared = resampled((pred - true) ** 2).sum(axis=1) / np.maximum(n.sum(axis=1), 1.0)
-    return Resampled(pcc_all=pcc, mse=squared)
+    blocks = np.unique(blocks, return_inverse=True)[1].reshape(-1)
+    k = int(blocks.max()) + 1
+    count = count if k > 1 and count > 1 else 0
+    drawn = np.random.default_rng(seed).integers(k, size=(count, k))
+    times = [np.ones(k), *(np.bincount(row, minlength=k).astype(np.float64) for row in drawn)]
+    return Resamples(blocks=blocks, times=np.stack(times))
 
 
 def interval(values: Float[np.ndarray, " r"], *, level: float = 0.95) -> tuple[float, float] | None:
@@ -84,3 +113,11 @@ def interval(values: Float[np.ndarray, " r"], *, level: float = 0.95) -> tuple[f
         return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def mean_defined(values: Float[np.ndarray, "... g"]) -> Float[np.ndarray, " ..."]:
+    """Mean over the last axis of what is not NaN; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    n = defined.sum(axis=-1)
+    total = np.where(defined, values, 0.0).sum(axis=-1)
+    return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)

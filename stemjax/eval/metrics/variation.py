@@ -1,4 +1,7 @@
-"""How much genes vary over spots: RVD and the gene variation curves of Stem."""
+"""How much genes vary over spots: RVD and the gene variation curves of Stem.
+
+Stem: Zhu and others, ICLR 2025, arXiv 2501.15598.
+"""
 
 from __future__ import annotations
 

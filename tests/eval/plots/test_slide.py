@@ -19,7 +19,8 @@ from PIL import Image
 
 from stemjax import errors
 from stemjax.data import embeddings, genes, images, records, slides
-from stemjax.eval import plots
+from stemjax.eval import joining, plots
+from stemjax.eval.plots import canvas
 
 # anndata 0.13.4 asks pandas 3.1 for an option that pandas has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option is deprecated")
@@ -89,6 +90,11 @@ def predicted(source, slide="S", draws=None, **about):
     return out[::-1].copy()
 
 
+def joined(source, *args, **kwargs):
+    """The prediction with its truth."""
+    return joining.join(predicted(source, *args, **kwargs), source)
+
+
 def some_draws():
     return np.random.default_rng(1).normal(3.0, 1.0, (5, 60, 3))
 
@@ -99,10 +105,11 @@ def drawn(monkeypatch, tmp_path):
 
     def draw(function, *args, name="f.png"):
         figures = []
-        save = plots._save
-        monkeypatch.setattr(plots, "_save", lambda f, p: (figures.append(f), save(f, p)))
+        save = canvas.save
+        monkeypatch.setattr(canvas, "save", lambda f, p: (figures.append(f), save(f, p)))
         function(*args, tmp_path / name)
-        monkeypatch.setattr(plots, "_save", save)
+        monkeypatch.setattr(canvas, "save", save)
+        figures[0].set_dpi(canvas.DPI)  # what was saved: another resolution moves text by a pixel
         backend_agg.FigureCanvasAgg(figures[0]).draw()
         return figures[0], tmp_path / name
 
@@ -137,7 +144,7 @@ def test_marker_is_the_first_known_gene_else_the_most_variable():
 
 
 def test_marker_figure_draws_spots_in_place_with_one_colour_scale(source, drawn):
-    figure, _ = drawn(plots.marker_figure, predicted(source), source, "ERBB2")
+    figure, _ = drawn(plots.marker_figure, joined(source), "ERBB2")
     measured, pred = (spots(axis) for axis in figure.axes[:2])
     table = source.load(["S"])
     values = np.log2(table.counts[:, 1] + 1)
@@ -154,7 +161,7 @@ def test_marker_figure_draws_spots_in_place_with_one_colour_scale(source, drawn)
 
 
 def test_image_and_spots_share_one_frame(source, drawn):
-    figure, path = drawn(plots.marker_figure, predicted(source), source, "ERBB2")
+    figure, path = drawn(plots.marker_figure, joined(source), "ERBB2")
     axis = figure.axes[0]
     assert axis.images[0].get_extent() == pytest.approx([0.0, 2500.0, 1750.0, 0.0])
     # The H&E's red half ends at 1,250 um. Look half way between two rows of spots.
@@ -174,9 +181,12 @@ def test_image_and_spots_share_one_frame(source, drawn):
     expected = np.array(shown.cmap(shown.norm(np.log2(table.counts[17, 1] + 1)))[:3]) * 255
     x, y = table.pixel_xy[17] * MPP
     np.testing.assert_allclose(colour(x, y), expected, atol=2)
-    # Its diameter is 100 um of the drawing, to a pixel of 4 um and its antialiasing.
-    np.testing.assert_allclose(colour(x + 42, y), expected, atol=2)
-    assert np.abs(colour(x + 58, y) - expected).max() > 40
+    # Its diameter is 100 um of the drawing, to the pixel that is looked at and its antialiasing.
+    (left, _), (right, _) = axis.transData.transform([(0.0, 0.0), (1000.0, 0.0)]) * up
+    pixel = 1000.0 / (right - left)
+    assert pixel < 5.0
+    np.testing.assert_allclose(colour(x + 50 - 2 * pixel, y), expected, atol=2)
+    assert np.abs(colour(x + 50 + 2 * pixel, y) - expected).max() > 40
     # All spots and a margin are in view, the image's rows go down.
     left, right = axis.get_xlim()
     bottom, top = axis.get_ylim()
@@ -187,7 +197,7 @@ def test_image_and_spots_share_one_frame(source, drawn):
 
 @pytest.mark.parametrize("draws", [None, some_draws()], ids=["mean", "draws"])
 def test_words_of_the_marker_figure_are_there_and_apart(source, drawn, draws):
-    figure, _ = drawn(plots.marker_figure, predicted(source, draws=draws), source, "ERBB2")
+    figure, _ = drawn(plots.marker_figure, joined(source, draws=draws), "ERBB2")
     told = words(figure)
     text = "\n".join(t for t, _, _ in told)
     said = ["ERBB2, slide S: PCC 1.00", "measured", "predicted", "log2(count + 1)", "500 µm"]
@@ -213,7 +223,7 @@ def test_words_of_the_marker_figure_are_there_and_apart(source, drawn, draws):
 
 def test_spread_panel_shows_the_standard_deviation_of_the_draws(source, drawn):
     draws = some_draws()
-    figure, _ = drawn(plots.marker_figure, predicted(source, draws=draws), source, "ERBB2")
+    figure, _ = drawn(plots.marker_figure, joined(source, draws=draws), "ERBB2")
     spread = spots(figure.axes[2])
     np.testing.assert_allclose(spread.get_array(), draws[:, :, 1].std(axis=0, ddof=1), rtol=1e-5)
     assert spread.norm.vmin == 0.0
@@ -221,7 +231,7 @@ def test_spread_panel_shows_the_standard_deviation_of_the_draws(source, drawn):
 
 
 def test_a_slide_without_an_image_is_drawn_on_white(source, drawn):
-    figure, path = drawn(plots.marker_figure, predicted(source, "N"), source, "ERBB2")
+    figure, path = drawn(plots.marker_figure, joined(source, "N"), "ERBB2")
     assert not figure.axes[0].images
     assert len(spots(figure.axes[0]).get_offsets()) == 60
     assert Image.open(path).convert("RGB").getpixel((3, 3)) == (255, 255, 255)
@@ -229,7 +239,7 @@ def test_a_slide_without_an_image_is_drawn_on_white(source, drawn):
 
 def test_gene_variation_figure_shows_truth_prediction_and_one_draw(source, drawn):
     draws = some_draws()
-    figure, _ = drawn(plots.gene_variation_figure, predicted(source, draws=draws), source)
+    figure, _ = drawn(plots.gene_variation_figure, joined(source, draws=draws))
     true = np.log2(source.load(["S"]).counts[:, :2] + 1.0)
     assert len(figure.axes) == 4
     for axis, function in zip(figure.axes, (np.mean, np.var) * 2, strict=True):
@@ -257,24 +267,24 @@ def test_gene_variation_figure_shows_truth_prediction_and_one_draw(source, drawn
 )
 def test_genes_that_cannot_be_drawn_are_refused(source, tmp_path, gene, said):
     with pytest.raises(errors.GenePanelError) as caught:
-        plots.marker_figure(predicted(source), source, gene, tmp_path / "f.png")
+        plots.marker_figure(joined(source), gene, tmp_path / "f.png")
     for part in said:
         assert part in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_figures_are_written_whole_or_not_at_all(source, tmp_path, monkeypatch, drawn):
-    _, path = drawn(plots.gene_variation_figure, predicted(source), source, name="f.pdf")
+    _, path = drawn(plots.gene_variation_figure, joined(source), name="f.pdf")
     assert path.read_bytes().startswith(b"%PDF")
     with pytest.raises(errors.ConfigError, match=r"f\.odt.*\.png"):
-        plots.gene_variation_figure(predicted(source), source, tmp_path / "f.odt")
+        plots.gene_variation_figure(joined(source), tmp_path / "f.odt")
 
     def broken(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(OSError, match="disk full"):
-        plots.gene_variation_figure(predicted(source), source, tmp_path / "f.pdf")
+        plots.gene_variation_figure(joined(source), tmp_path / "f.pdf")
     assert [p.name for p in tmp_path.iterdir()] == ["f.pdf"]
 
 

@@ -1,0 +1,101 @@
+"""Flags that `stemjax evaluate` and `stemjax report` share, and what they open."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from stemjax import errors, names
+
+if TYPE_CHECKING:
+    import anndata
+
+
+def add_flags(parser: argparse.ArgumentParser, *, truth_required: bool) -> None:
+    """Adds what is scored, against what, and how; `evaluation` reads it."""
+    parser.add_argument(
+        "predictions",
+        nargs="+",
+        type=pathlib.Path,
+        metavar="FILE",
+        help=".h5ad of `stemjax predict` or of another tool (predicted values in X, barcodes and "
+        "gene names); one for each slide",
+    )
+    parser.add_argument(
+        "--truth",
+        required=truth_required,
+        metavar="DIRS|FILE",
+        help="what was measured: record folders, comma-separated, or one .h5ad of raw counts",
+    )
+    parser.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="NAME=FILE[,FILE...]",
+        help="a further prediction of the same slides as a row of the table; may be given again",
+    )
+    group = parser.add_argument_group(
+        "another tool's prediction", "what a file without uns['stemjax'] does not say of itself"
+    )
+    group.add_argument("--slide", metavar="ID", help="its slide (default: by its barcodes)")
+    group.add_argument(
+        "--value-space",
+        choices=names.VALUE_SPACES,
+        default="log2p1",
+        help="units of its X: log2(count + 1), ln(count + 1) or ln(1 + counts per 10,000) "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--train",
+        metavar="IDS",
+        help="slides it was trained on, for the rivals (default: all others of the truth)",
+    )
+    group = parser.add_argument_group("scoring")
+    group.add_argument(
+        "--resamples",
+        type=int,
+        default=500,
+        metavar="N",
+        help="for the intervals; 0 for none (default: %(default)s)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of resamples and baselines")
+    group.add_argument(
+        "--leave-out",
+        default="",
+        metavar="NAMES",
+        help="rivals not to fit, comma-separated, such as 'MLP,embedding kNN'",
+    )
+
+
+def evaluation(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of `stemjax.eval.evaluate.evaluate_all` that the flags say."""
+    from stemjax.eval import joining, truth
+
+    if args.slide is not None and len(args.predictions) > 1:
+        raise errors.PredictionError(
+            "--slide names one slide", expected="one prediction", found=str(len(args.predictions))
+        )
+    train = None if args.train is None else tuple(names.split_names(args.train))
+    return {
+        "predictions": [joining.read(path) for path in args.predictions],
+        "source": truth.open_truth(args.truth),
+        "compare": dict(_compared(item) for item in args.compare),
+        "resamples": args.resamples,
+        "seed": args.seed,
+        "foreign": joining.Foreign(
+            slide=args.slide, value_space=args.value_space, train_slides=train
+        ),
+        "leave_out": tuple(names.split_names(args.leave_out)) if args.leave_out else (),
+    }
+
+
+def _compared(item: str) -> tuple[str, list[anndata.AnnData]]:
+    from stemjax.eval import joining
+
+    name, _, files = item.partition("=")
+    if not name or not files:
+        raise errors.PredictionError(
+            f"--compare {item}", expected="NAME=FILE", fix="write, say, --compare mlp=mlp.h5ad"
+        )
+    return name, [joining.read(pathlib.Path(file)) for file in names.split_names(files)]

@@ -1,0 +1,47 @@
+"""Figures, the only room that uses matplotlib.
+
+`slide` writes figures of a prediction and its truth to files. The others take plain arrays and
+return PNG bytes for the report: `tissue` genes over the tissue, `panel` what there is to see over
+genes, `spread` whether the predicted spread is right, `rivals` what beats what. `canvas` is what
+they share.
+"""
+
+from stemjax.eval.plots.canvas import DPI
+from stemjax.eval.plots.panel import (
+    gene_correlation,
+    morans,
+    pcc_histogram,
+    variation_curves,
+)
+from stemjax.eval.plots.rivals import KINDS, forest
+from stemjax.eval.plots.slide import (
+    MARKERS,
+    default_marker,
+    density_figure,
+    gene_variation_figure,
+    marker_figure,
+    write_figures,
+)
+from stemjax.eval.plots.spread import pit_histogram, rank_histogram, reliability
+from stemjax.eval.plots.tissue import Tissue, maps
+
+__all__ = [
+    "DPI",
+    "KINDS",
+    "MARKERS",
+    "Tissue",
+    "default_marker",
+    "density_figure",
+    "forest",
+    "gene_correlation",
+    "gene_variation_figure",
+    "maps",
+    "marker_figure",
+    "morans",
+    "pcc_histogram",
+    "pit_histogram",
+    "rank_histogram",
+    "reliability",
+    "variation_curves",
+    "write_figures",
+]

@@ -1,0 +1,302 @@
+"""What was measured on a slide, from record folders or from an AnnData file, in one form.
+
+A prediction is scored against a `Truth`: raw counts, where the spots lie, and the image if there
+is one. Records hold the embeddings too, which the rivals of a model are fitted on; a plain h5ad of
+counts does not, and its scores stand beside the floors that need none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse
+import scipy.spatial
+from jaxtyping import Bool, Float, Int
+
+from stemjax import errors
+from stemjax.data import records as spot_records
+from stemjax.data import transforms
+
+if TYPE_CHECKING:
+    import anndata
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Truth:
+    """One slide's measurements.
+
+    Attributes:
+      slide: its id.
+      patient: None where unknown.
+      barcodes, genes: names of rows and columns.
+      counts: raw counts, [l g].
+      total: counts of each spot over all genes of the slide, [l].
+      measured: genes that the slide measured at every spot, [g].
+      array_xy: (column, row) on the array, [l 2].
+      xy: spot centres, [l 2], in ``unit``.
+      unit: ``um``, or ``px`` where the pixel size is unknown.
+      diameter: of a spot, in ``unit``.
+      image: uint8 [h w 3] and its pixels per ``unit``, or None.
+      table: the slide's records, with embeddings; None for a file of counts.
+    """
+
+    slide: str
+    patient: str | None
+    barcodes: tuple[str, ...]
+    genes: tuple[str, ...]
+    counts: Int[np.ndarray, "l g"]
+    total: Int[np.ndarray, " l"]
+    measured: Bool[np.ndarray, " g"]
+    array_xy: Float[np.ndarray, "l 2"]
+    xy: Float[np.ndarray, "l 2"]
+    unit: str
+    diameter: float
+    image: tuple[np.ndarray, float] | None
+    table: spot_records.Table | None
+
+    def values(self, space: str) -> Float[np.ndarray, "l g"]:
+        """The counts in a value space, float64."""
+        forward = transforms.get_transform(space).forward
+        return np.asarray(forward(self.counts, self.total), np.float64)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """Where truths come from: record folders, or one file of counts.
+
+    Attributes:
+      slides: ids of the slides.
+      records: the record folders, or None for a file.
+    """
+
+    slides: tuple[str, ...]
+    records: spot_records.Records | None
+    _file: Truth | None = None
+
+    def load(self, slide: str) -> Truth:
+        """The truth of a slide.
+
+        Raises:
+          RecordsError: there is none of that id, or its records are damaged.
+        """
+        if self._file is not None:
+            if slide != self._file.slide:
+                raise errors.RecordsError(f"no truth of slide {slide!r}", expected=self._file.slide)
+            return self._file
+        assert self.records is not None
+        return _of_records(self.records, slide)
+
+
+def of_records(records: spot_records.Records) -> Source:
+    """Record folders as the source of truths."""
+    return Source(slides=tuple(records.slides), records=records)
+
+
+def open_truth(text: str) -> Source:
+    """Opens what ``--truth`` names: record folders, comma-separated, or one .h5ad of raw counts.
+
+    Raises:
+      RecordsError: there is nothing to read, or it is damaged.
+      PredictionError: the .h5ad holds no raw counts or no coordinates.
+    """
+    if text.lower().endswith(".h5ad"):
+        truth = read_counts(pathlib.Path(text))
+        return Source(slides=(truth.slide,), records=None, _file=truth)
+    from stemjax import names
+
+    return of_records(spot_records.open_records(*names.split_names(text)))
+
+
+def _of_records(records: spot_records.Records, slide: str) -> Truth:
+    info, table = records.require(slide), records.load([slide])
+    image = None
+    if info.thumbnail_scale is not None:
+        pixels, scale = records.thumbnail(slide)
+        image = pixels, scale / info.mpp
+    return Truth(
+        slide=slide,
+        patient=info.patient,
+        barcodes=table.barcodes,
+        genes=tuple(records.genes),
+        counts=np.asarray(table.counts),
+        total=np.asarray(table.total),
+        measured=np.asarray(table.mask != 0).all(axis=0),
+        array_xy=np.asarray(table.array_xy, np.float64),
+        xy=np.asarray(table.pixel_xy, np.float64) * info.mpp,
+        unit="um",
+        diameter=info.spot_diameter_um,
+        image=image,
+        table=table,
+    )
+
+
+def read_counts(path: pathlib.Path) -> Truth:
+    """The truth in an AnnData file: raw counts in ``layers["counts"]``, ``raw`` or X.
+
+    Coordinates are ``obsm["spatial"]`` (pixels), array positions ``obs`` array_row and array_col
+    (without them the pixel positions in units of the spots' distance); pixel size, spot diameter
+    and image come from ``uns["spatial"]`` as Space Ranger, scanpy and HEST write it. The slide's
+    id is ``uns["spatial"]``'s key where that is one, else the file's name.
+
+    Raises:
+      PredictionError: the file cannot be read, or lacks counts or coordinates.
+    """
+    import anndata
+
+    try:
+        data = anndata.read_h5ad(path)
+    except Exception as error:
+        raise errors.PredictionError(
+            f"{path} cannot be read ({type(error).__name__}: {error})", fix="copy the file again"
+        ) from error
+    return of_anndata(data, name=path.stem, where=str(path))
+
+
+def of_anndata(data: anndata.AnnData, *, name: str, where: str) -> Truth:
+    """The truth in an AnnData; as `read_counts`.
+
+    Args:
+      data: spots x genes.
+      name: the slide's id where the data name none.
+      where: what errors call it.
+    """
+    counts, names = _counts(data, where)
+    _require_unique(list(data.obs_names), "spot", where)
+    _require_unique(names, "gene", where)
+    place = of_positions(data, where=where)
+    return Truth(
+        slide=place.library or name,
+        patient=None,
+        barcodes=tuple(map(str, data.obs_names)),
+        genes=tuple(names),
+        counts=counts,
+        total=counts.sum(axis=1),
+        measured=np.ones(len(names), bool),
+        array_xy=place.array_xy,
+        xy=place.xy,
+        unit=place.unit,
+        diameter=place.diameter,
+        image=place.image,
+        table=None,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Positions:
+    """Where the spots of an AnnData lie; fields as `Truth`'s, ``library`` None where unnamed."""
+
+    library: str | None
+    array_xy: Float[np.ndarray, "l 2"]
+    xy: Float[np.ndarray, "l 2"]
+    unit: str
+    diameter: float
+    image: tuple[np.ndarray, float] | None
+
+
+def of_positions(data: anndata.AnnData, *, where: str) -> Positions:
+    """The positions and the image in an AnnData; see `read_counts`.
+
+    Raises:
+      PredictionError: there are no coordinates, or one is not finite.
+    """
+    if "spatial" not in data.obsm:
+        found = ", ".join(data.obsm.keys()) or "nothing"
+        raise errors.PredictionError(
+            f"{where} has no spot coordinates",
+            expected='obsm["spatial"], spot centres in pixels (x, y)',
+            found=f"{found} in obsm",
+        )
+    pixel = np.asarray(data.obsm["spatial"], np.float64)
+    if pixel.shape != (data.n_obs, 2) or not np.isfinite(pixel).all():
+        raise errors.PredictionError(
+            f'{where}: obsm["spatial"]',
+            expected=f"finite numbers, {data.n_obs} x 2",
+            found=f"shape {pixel.shape}",
+        )
+    spatial = data.uns.get("spatial", {})
+    library = next(iter(spatial)) if isinstance(spatial, Mapping) and len(spatial) == 1 else None
+    held: Mapping[str, Any] = spatial[library] if library is not None else {}
+    factors = held.get("scalefactors", {})
+    pitch = _pitch(pixel)
+    mpp = float(factors.get("microns_per_pixel", 0.0))
+    unit, factor = ("um", mpp) if mpp > 0 else ("px", 1.0)
+    if {"array_row", "array_col"} <= set(data.obs.columns):
+        array = np.stack([data.obs["array_col"], data.obs["array_row"]], axis=1).astype(np.float64)
+    else:
+        array = pixel / pitch
+    return Positions(
+        library=None if library is None else str(library),
+        array_xy=array,
+        xy=pixel * factor,
+        unit=unit,
+        # Unknown diameters: discs that leave a gap between neighbours.
+        diameter=float(factors.get("spot_diameter_fullres", 0.6 * pitch)) * factor,
+        image=_image(held, factor),
+    )
+
+
+def _counts(data: anndata.AnnData, where: str) -> tuple[np.ndarray, list[str]]:
+    """The first of layers["counts"], raw and X that holds whole numbers, and its genes."""
+    candidates: list[tuple[str, Any, Sequence[str]]] = []
+    if "counts" in data.layers:
+        candidates.append(('layers["counts"]', data.layers["counts"], list(data.var_names)))
+    if data.raw is not None:
+        candidates.append(("raw.X", data.raw.X, list(data.raw.var_names)))
+    if data.X is not None:
+        candidates.append(("X", data.X, list(data.var_names)))
+    seen = []
+    for what, values, names in candidates:
+        dense = values.toarray() if scipy.sparse.issparse(values) else np.asarray(values)
+        if dense.dtype.kind in "iuf" and np.isfinite(dense).all() and not (dense < 0).any():
+            whole = np.rint(dense)
+            if (whole == dense).all():
+                return whole.astype(np.int64), [str(name) for name in names]
+        seen.append(what)
+    raise errors.PredictionError(
+        f"{where} holds no raw counts",
+        expected='whole numbers from 0 up in layers["counts"], raw.X or X',
+        found=f"other values in {', '.join(seen)}" if seen else "none of the three",
+        fix="give the file that holds the counts as measured",
+    )
+
+
+def _require_unique(found: Sequence[str], what: str, where: str) -> None:
+    seen: set[str] = set()
+    twice = sorted({n for n in found if n in seen or seen.add(n)})
+    if twice:
+        raise errors.PredictionError(
+            f"{where} names {len(twice)} {what}{'s' * (len(twice) > 1)} more than once",
+            expected=f"each {what} once",
+            found=", ".join(map(repr, twice[:3])),
+        )
+
+
+def _pitch(xy: np.ndarray) -> float:
+    """Distance between neighbouring spots; 1 for a single spot."""
+    if len(xy) < 2:
+        return 1.0
+    nearest = scipy.spatial.KDTree(xy).query(xy, k=2)[0][:, 1]
+    pitch = float(np.median(nearest))
+    return pitch if pitch > 0 else 1.0
+
+
+def _image(held: Mapping[str, Any], factor: float) -> tuple[np.ndarray, float] | None:
+    """The image with the most pixels whose scale is known, and its pixels per unit."""
+    images, factors = held.get("images", {}), held.get("scalefactors", {})
+    best = None
+    for name, pixels in images.items():
+        scale, pixels = factors.get(f"tissue_{name}_scalef"), np.asarray(pixels)
+        if scale is None or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+            continue
+        if best is None or pixels.size > best[0].size:
+            best = pixels, float(scale) / factor
+    if best is None:
+        return None
+    pixels = best[0][..., :3]
+    if pixels.dtype.kind == "f":  # scanpy reads images as 0..1
+        pixels = np.clip(pixels, 0, 1) * 255
+    return pixels.astype(np.uint8), best[1]
