@@ -301,6 +301,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="one line for every section")
     parser.add_argument("--json", type=pathlib.Path, help="default: in benchmarks/results")
     args = parser.parse_args()
+    if not (args.section or args.all):
+        parser.error("give --section, --all, or both")
     sections = Sections(args.data)
     if unknown := sorted(set(args.section) - set(sections.names)):
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(sections.names)}")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from stemjax import cli, errors
-from stemjax.eval import predict
+from stemjax.eval import joining
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "stem_her2st.py"
 GENES = [f"GENE{number}" for number in range(12)]
@@ -84,7 +84,7 @@ def made(tmp_path_factory) -> pathlib.Path:
 
 
 def test_the_prediction_has_its_slots(made):
-    result = predict.read(made / "out.h5ad")
+    result = joining.read(made / "out.h5ad")
     assert list(result.var_names) == GENES[:8]
     assert list(result.obs_names[:2]) == ["0x0", "1x0"]
     draws = result.obsm["stemjax_draws"]
@@ -117,8 +117,9 @@ def test_the_scores_have_their_floors(made):
     for wanted in ("constant", "ridge", "regression backbone"):
         assert any(wanted in name for name in names), names
     constant = next(row for row in scores["rows"] if "constant" in row["name"])
-    assert constant["pcc_all"] == 0
-    assert (constant["rvd"], scores["split_kind"]) == (1, "new patient")
+    assert constant["scores"]["pcc_all"]["value"] == 0
+    assert constant["scores"]["rvd"]["value"] == 1
+    assert scores["slides"][0]["split_kind"] == "new patient"
 
 
 def test_the_figures_are_pictures(made):
@@ -136,7 +137,7 @@ def test_predicting_again_gives_the_same_numbers(made):
                "--slide", "R1", "--mode", "draws", "--n-draws", "4", "--steps", "3",
                "--rows", "8", "-o", f"{again}"]  # fmt: skip
     assert cli.main(command) == 0
-    one, two = predict.read(made / "out.h5ad"), predict.read(again)
+    one, two = joining.read(made / "out.h5ad"), joining.read(again)
     # Other portions on the device: fp32 sums of another shape.
     np.testing.assert_allclose(one.X, two.X, atol=1e-3)
 
@@ -203,6 +204,8 @@ def test_help_names_every_command():
     done = subprocess.run(
         [sys.executable, "-m", "stemjax.cli", "--help"], capture_output=True, text=True, check=True
     )
-    for name in ("demo", "prepare", "train", "predict", "evaluate"):
+    for name in ("demo", "prepare", "split", "train", "calibrate", "predict", "evaluate"):
+        assert name in done.stdout
+    for name in ("report", "compare", "bench", "import-torch", "export"):
         assert name in done.stdout
     assert "Research use only" in done.stdout

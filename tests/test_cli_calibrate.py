@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stemjax import cli
-from stemjax.eval import calibrate, predict
+from stemjax.eval import calibrate, joining
 from stemjax.export import bundle
 from stemjax.train import calibration, checkpoint, loop
 
@@ -53,7 +53,7 @@ def records(toy_records):
 def run_predict(model, records, path, *more):
     command = ["predict", "--checkpoint", str(model), "--records", records, "--slide", "X1"]
     assert cli.main([*command, *more, "-o", str(path)]) == 0
-    return predict.read(path)
+    return joining.read(path)
 
 
 @both

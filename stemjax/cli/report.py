@@ -59,4 +59,4 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     for alert in found["alerts"]:
         if alert["level"] != "note":
             print(f"{alert['level'].upper()}: {alert['title']}. {alert['text']}")  # noqa: T201
-    print(f"wrote {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")  # noqa: T201
+    print(f"wrote {args.output} ({args.output.stat().st_size / 1e3:,.0f} kB)")  # noqa: T201

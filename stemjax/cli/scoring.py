@@ -70,11 +70,17 @@ def add_flags(parser: argparse.ArgumentParser, *, truth_required: bool) -> None:
 
 def evaluation(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of `stemjax.eval.evaluate.evaluate_all` that the flags say."""
-    from stemjax.eval import joining, truth
+    from stemjax.eval import baselines, joining, truth
 
     if args.slide is not None and len(args.predictions) > 1:
         raise errors.PredictionError(
             "--slide names one slide", expected="one prediction", found=str(len(args.predictions))
+        )
+    leave_out = names.split_names(args.leave_out)
+    if unknown := sorted(set(leave_out) - (set(baselines.ROWS) - {"ridge"})):
+        raise errors.ConfigError(
+            f"--leave-out {', '.join(unknown)}",
+            expected=f"some of {', '.join(row for row in baselines.ROWS if row != 'ridge')}",
         )
     train = None if args.train is None else tuple(names.split_names(args.train))
     return {
@@ -86,7 +92,7 @@ def evaluation(args: argparse.Namespace) -> dict[str, Any]:
         "foreign": joining.Foreign(
             slide=args.slide, value_space=args.value_space, train_slides=train
         ),
-        "leave_out": tuple(names.split_names(args.leave_out)) if args.leave_out else (),
+        "leave_out": leave_out,
     }
 
 

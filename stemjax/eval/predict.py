@@ -229,30 +229,3 @@ def write(prediction: anndata.AnnData, path: str | pathlib.Path) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def read(path: str | pathlib.Path) -> anndata.AnnData:
-    """Returns the AnnData of a prediction file.
-
-    Raises:
-      PredictionError: there is none, it is damaged, or stemjax did not write it.
-    """
-    import anndata
-
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise errors.PredictionError(
-            f"no prediction at {path}", expected="an .h5ad that `stemjax predict -o` wrote"
-        )
-    try:
-        result = anndata.read_h5ad(path)
-    except Exception as error:
-        raise errors.PredictionError(
-            f"{path} cannot be read ({type(error).__name__}: {error})",
-            fix="copy the file again, or predict again",
-        ) from error
-    if "stemjax" not in result.uns:
-        raise errors.PredictionError(
-            f"{path} is not a prediction", expected="uns['stemjax']", found="none"
-        )
-    return result
