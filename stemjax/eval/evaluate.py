@@ -184,8 +184,7 @@ def _slide(
     pcc[one.scored] = first.genes["pcc"]
     spread = None
     if joined.draws is not None and len(joined.draws) > 1:
-        pairs = bool(joined.about.get("antithetic", False))
-        spread = draw_summary(joined.draws[..., one.scored], antithetic=pairs)
+        spread = draw_summary(joined.draws[..., one.scored], antithetic=joined.in_pairs)
     return {
         "slide": joined.slide,
         "patient": truth.patient,

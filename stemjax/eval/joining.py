@@ -98,10 +98,17 @@ class Joined:
         return mode if self.draws is None else f"{mode}({len(self.draws)})"
 
     @property
+    def in_pairs(self) -> bool:
+        """Whether draws 2i and 2i + 1 are an antithetic pair."""
+        if self.draws is None or len(self.draws) % 2:
+            return False
+        return bool(self.about.get("antithetic", False))
+
+    @property
     def forecast(self) -> metrics.Forecast | None:
         """The predicted law of each entry, or None where only a mean was predicted."""
         if self.draws is not None and len(self.draws) > 1:
-            return metrics.Draws(values=self.draws)
+            return metrics.Draws(values=self.draws, antithetic=self.in_pairs)
         if self.std is not None and (self.std > 0).all():
             return metrics.Normal(mean=self.mean, std=self.std)
         return None

@@ -210,6 +210,7 @@ def _rows_of(
         joined.mean[:, kept],
         forecast=narrowed(joined.forecast, kept),
         draws=draws,
+        antithetic=joined.in_pairs,
         intervals={
             level: (low[:, kept], high[:, kept]) for level, (low, high) in joined.intervals.items()
         },
@@ -225,12 +226,10 @@ def _rows_of(
 
 def narrowed(forecast: metrics.Forecast | None, kept: np.ndarray) -> metrics.Forecast | None:
     """The forecast of some of the genes."""
-    if isinstance(forecast, metrics.Draws):
-        return metrics.Draws(values=forecast.values[..., kept])
+    if isinstance(forecast, metrics.Draws | metrics.Quantiles):
+        return dataclasses.replace(forecast, values=forecast.values[..., kept])
     if isinstance(forecast, metrics.Normal):
         return metrics.Normal(mean=forecast.mean[:, kept], std=forecast.std[:, kept])
-    if isinstance(forecast, metrics.Quantiles):
-        return dataclasses.replace(forecast, values=forecast.values[..., kept])
     return None
 
 

@@ -62,14 +62,16 @@ def energy_score_per_spot(
     draws: Float[np.ndarray, "n l g"],
     true: Float[np.ndarray, "l g"],
     mask: np.ndarray | None = None,
+    *,
+    antithetic: bool = False,
 ) -> Float[np.ndarray, " l"]:
     """Energy score of each spot's profile, E|X - y| - E|X - X'| / 2, with Euclidean norms.
 
     Gneiting and Raftery 2007 (JASA 102), eq. 22 with beta 1. Proper for whole gene profiles: lower
     is better, least for draws from the true law; in one dimension it is the CRPS. Pairs of a draw
     with itself are left out, which makes it unbiased for independent draws (the "fair" estimate);
-    a single draw (n = 1) gives E|X - y|. Antithetic pairs lie further apart than independent
-    draws, so their score comes out a little too low: compare like with like.
+    a single draw (n = 1) gives E|X - y|. The two of an antithetic pair (draws 2i and 2i + 1) are
+    not independent and lie further apart: their distance is left out (of one pair alone it cannot).
 
     Returns:
       [l], in units of the value space, growing as the root of the number of genes; NaN for a spot
@@ -80,12 +82,17 @@ def energy_score_per_spot(
     """
     draws, true, used = arrays.measured_draws(draws, true, mask)
     n, spots = len(draws), len(true)
+    if antithetic and n % 2:
+        raise ValueError(f"antithetic draws come in pairs, found {n}")
     score = np.full(spots, np.nan)
     # Spot by spot: all pairs of draws at once, as scoringrules forms them, are n times the draws.
     for spot in np.flatnonzero(used.any(axis=1)):
         mine = draws[:, spot]
-        within = distance.pdist(mine).mean() / 2 if n > 1 else 0.0
-        score[spot] = distance.cdist(mine, true[None, spot]).mean() - within
+        within = distance.pdist(mine).mean() if n > 1 else 0.0
+        if antithetic and n > 2:
+            partners = np.linalg.norm(mine[0::2] - mine[1::2], axis=1).mean()
+            within = ((n - 1) * within - partners) / (n - 2)
+        score[spot] = distance.cdist(mine, true[None, spot]).mean() - within / 2
     return score
 
 
@@ -93,9 +100,12 @@ def energy_score(
     draws: Float[np.ndarray, "n l g"],
     true: Float[np.ndarray, "l g"],
     mask: np.ndarray | None = None,
+    *,
+    antithetic: bool = False,
 ) -> float:
     """Mean over spots of `energy_score_per_spot`; NaN when nothing is measured."""
-    return float(resampling.mean_defined(energy_score_per_spot(draws, true, mask)))
+    each = energy_score_per_spot(draws, true, mask, antithetic=antithetic)
+    return float(resampling.mean_defined(each))
 
 
 def variogram_score_per_spot(

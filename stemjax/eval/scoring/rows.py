@@ -39,6 +39,7 @@ def score(
     *,
     forecast: metrics.Forecast | None = None,
     draws: Float[np.ndarray, "n l g"] | None = None,
+    antithetic: bool = False,
     intervals: Mapping[float, tuple[np.ndarray, np.ndarray]] | None = None,
     structure: bool = True,
     ranks: bool = True,
@@ -50,6 +51,7 @@ def score(
       mean: the prediction.
       forecast: the predicted law of each entry, for CRPS, coverage and calibration.
       draws: whole profiles, for energy and variogram score.
+      antithetic: whether draws 2i and 2i + 1 are a pair.
       intervals: calibrated central intervals by level.
       structure: whether to score gene-gene and spatial structure, most of the time.
       ranks: whether to score ranks and single spots.
@@ -71,7 +73,8 @@ def score(
     if forecast is not None:
         values |= _spread(ground, forecast)
     if draws is not None:
-        values["energy"] = ground.resamples.mean(metrics.energy_score_per_spot(draws, ground.true))
+        energy = metrics.energy_score_per_spot(draws, ground.true, antithetic=antithetic)
+        values["energy"] = ground.resamples.mean(energy)
         values["variogram"] = _variogram(ground, draws)
     for level, (low, high) in (intervals or {}).items():
         values |= _interval(ground, low, high, f"{level * 100:g}_calibrated")
