@@ -87,7 +87,7 @@ def split_kind(about: Mapping[str, Any], patients: Mapping[str, str | None]) -> 
     known = {s: patients.get(s) for s in (slide, *train, *val)}
     kind = splits.Split(train=tuple(train), val=tuple(val), test=(slide,), patients=known).kind
     if kind == "interpolation within a patient":
-        shared = ", ".join(s for s in (*train, *val) if known[s] == known[slide])
+        shared = ", ".join(sorted(s for s in (*train, *val) if known[s] == known[slide]))
         return kind, f"{kind}: {shared} of patient {known[slide]} took part in training"
     if kind == "new patient":
         return kind, f"{kind}: no slide of patient {known[slide]} took part in training"

@@ -25,7 +25,7 @@ _HEADLINES += ("coverage_90",)
 _WITH_INTERVAL = ("pcc_all", "mse")
 _BESIDE = ("constant mean", "coordinates kNN", "neighbour mean", "depth oracle", "ridge", "MLP")
 _BESIDE += ("noise ceiling",)
-_MAIN = ("pcc_10", "pcc_50", "pcc_all", "pcc_50_train", "pcc_depth", "mse", "mae", "rvd")
+_MAIN = ("pcc_50", "pcc_all", "pcc_50_train", "pcc_depth", "mse", "rvd")
 _SEES = "sees the test slide's own measurements"
 
 
@@ -78,7 +78,7 @@ def _page(
         figures.maps(one, genes, units, dpi),
         figures.genes(one, units, dpi),
         figures.uncertainty(one, result, dpi),
-        figures.structure(one, result, dpi),
+        figures.structure(one, dpi),
         _everything(result),
     ]
     return page.Page(
@@ -135,7 +135,10 @@ def _scores(result: Mapping[str, Any], dpi: int) -> page.Section:
         head=("", *(tables.title(key, result) for key in shown)),
         rows=tuple(
             (row["name"],)
-            + tuple(tables.score(row, key, interval=key in _WITH_INTERVAL) for key in shown)
+            + tuple(
+                tables.score(row, key, interval=key in _WITH_INTERVAL).replace(" [", "\n[")
+                for key in shown
+            )
             for row in rows
         ),
         caption="The prediction, its floors and rivals, and the noise ceiling.",
@@ -217,25 +220,22 @@ def _everything(result: Mapping[str, Any]) -> page.Section:
     """All scores of the prediction and of the rivals that have them, with what they mean."""
     first = result["rows"][0]
     others = [r for r in result["rows"][1:] if r["source"] in ("rival", "compare", "single draw")]
-    lines = []
-    for key, column in scoring.COLUMNS.items():
-        if key not in first["scores"]:
-            continue
-        cells = [tables.score(row, key) for row in (first, *others)]
-        lines.append((column.title, *cells, column.meaning))
-    return page.Section(
-        id="all-scores",
-        title="All scores",
-        intro="Formulas and sources are in the documentation's page on metrics.",
-        blocks=(
-            page.Table(
-                head=("score", *(row["name"] for row in (first, *others)), "meaning"),
-                rows=tuple(lines),
-                caption="Scores with 95 % intervals.",
-                numeric=tuple(range(1, 2 + len(others))),
-            ),
+    columns = {key: column for key, column in scoring.COLUMNS.items() if key in first["scores"]}
+    numbers = page.Table(
+        head=("score", *(row["name"] for row in (first, *others))),
+        rows=tuple(
+            (column.title, *(tables.score(row, key) for row in (first, *others)))
+            for key, column in columns.items()
         ),
+        caption="Scores with 95 % intervals.",
+        numeric=tuple(range(1, 2 + len(others))),
     )
+    meanings = page.Table(
+        head=("score", "meaning"),
+        rows=tuple((column.title, column.meaning) for column in columns.values()),
+        caption="What they mean; formulas and sources are on the documentation's page on metrics.",
+    )
+    return page.Section(id="all-scores", title="All scores", blocks=(numbers, meanings))
 
 
 def _provenance(

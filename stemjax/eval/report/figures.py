@@ -195,11 +195,13 @@ def uncertainty(one: slide_rows.Evaluated, result: Mapping[str, Any], dpi: int) 
         blocks.append(page.Figure(image=drawn, alt=f"Coverage. {told}.", caption="Coverage."))
     joined, kept = one.joined, one.scored
     if joined.draws is not None and len(joined.draws) > 1:
-        counts = metrics.rank_histogram(joined.draws[..., kept], joined.true[:, kept], seed=0)
+        # Of antithetic pairs one draw each: the truth is not exchangeable with mirrored draws.
+        draws = joined.draws[::2] if joined.in_pairs else joined.draws
+        counts = metrics.rank_histogram(draws[..., kept], joined.true[:, kept], seed=0)
         image = plots.rank_histogram(counts, dpi=dpi)
-        what = (
-            "Rank of the measurement among the draws; flat is right, U too narrow, dome too wide."
-        )
+        what = "Rank of the measurement among the draws"
+        what += ", one of each antithetic pair" if joined.in_pairs else ""
+        what += ": flat is right, a U too narrow, a dome too wide, a slope a bias."
     elif joined.forecast is not None:
         forecast = slide_rows.narrowed(joined.forecast, kept)
         assert forecast is not None
@@ -246,29 +248,31 @@ def _intervals(result: Mapping[str, Any], lines: Sequence[str]) -> page.Table:
     )
 
 
-def structure(one: slide_rows.Evaluated, result: Mapping[str, Any], dpi: int) -> page.Section:
-    """Whether genes go together, and lie in space, as measured."""
+def structure(one: slide_rows.Evaluated, dpi: int) -> page.Section:
+    """Whether genes go together, and lie in space, as measured: the mean, and one draw."""
     joined, kept, ground = one.joined, one.scored, one.ground
-    blocks = []
-    drawn = plots.morans(one.rows[0].scored.genes["moran"], ground.moran[0], dpi=dpi)
-    if drawn is not None:
-        text = "Moran's I of each gene, predicted against measured"
-        blocks.append(page.Figure(image=drawn, alt=f"{text}.", caption=f"{text}; SSC is their r."))
-    names, mean = scored_genes(one), joined.mean[:, kept]
-    if len(names) > 1:
-        heat = plots.gene_correlation(
-            metrics.gene_correlation(ground.true), metrics.gene_correlation(mean), names, dpi=dpi
-        )
+    shown = {"mean": joined.mean[:, kept]}
+    if joined.draws is not None:
+        shown["draw"] = joined.draws[0][:, kept]
+    blocks, measured = [], metrics.gene_correlation(ground.true)
+    for name, values in shown.items():
+        drawn = plots.morans(ground.moran_of(values)[0], ground.moran[0], dpi=dpi)
+        if drawn is not None:
+            text = f"Moran's I of each gene, predicted {name} against measured"
+            caption = f"{text}; SSC is their r."
+            blocks.append(page.Figure(image=drawn, alt=f"{text}.", caption=caption))
+    for name, values in shown.items():
+        predicted = metrics.gene_correlation(values)
+        heat = plots.gene_correlation(measured, predicted, scored_genes(one), dpi=dpi)
         if heat is not None:
-            text = "Correlations of all pairs of genes over spots, measured and predicted mean"
-            blocks.append(
-                page.Figure(image=heat, alt=f"{text}.", caption=f"{text}; GSC is their agreement.")
-            )
+            text = f"Correlations of all pairs of genes over spots, measured and predicted {name}"
+            caption = f"{text}; GSC is their agreement."
+            blocks.append(page.Figure(image=heat, alt=f"{text}.", caption=caption))
     return page.Section(
         id="structure",
         title="Structure",
-        intro="A mean makes genes go together more, and maps smoother, than they are: single "
-        "draws are what to look at for structure.",
+        intro="A mean makes genes go together more, and maps smoother, than they are: look at "
+        "single draws for structure.",
         blocks=tuple(blocks),
     )
 

@@ -73,13 +73,13 @@ COLUMNS: Mapping[str, Column] = {
         "constant in truth have none.",
     ),
     "pcc_10_train": Column(
-        title="PCC-10, ranked on training",
+        title="PCC-10, train rank",
         better="high",
         meaning="As PCC-10, for the 10 genes that a ridge predicts best on held-out training "
         "slides: nothing is chosen on the test slide.",
     ),
     "pcc_50_train": Column(
-        title="PCC-50, ranked on training",
+        title="PCC-50, train rank",
         better="high",
         meaning="As PCC-50, for the 50 genes that a ridge predicts best on held-out training "
         "slides: nothing is chosen on the test slide.",

@@ -12,7 +12,7 @@ import pytest
 from made_slides import predicted, truth, write_source
 
 from stemjax import errors
-from stemjax.eval import evaluate, joining, report
+from stemjax.eval import evaluate, joining, plots, report
 from stemjax.eval import truth as truths
 
 FAST = ("MLP", "embedding kNN", "HEST probe")
@@ -97,8 +97,10 @@ def test_every_part_stands_on_the_page(source):
         "Mean and variance over spots",
         "Coverage. as predicted",
         "Rank of the measurement",
-        "Moran's I of each gene",
-        "Correlations of all pairs of genes",
+        "Moran's I of each gene, predicted mean",
+        "Moran's I of each gene, predicted draw",
+        "Correlations of all pairs of genes over spots, measured and predicted mean",
+        "Correlations of all pairs of genes over spots, measured and predicted draw",
     ):
         assert sum(alt.startswith(what) for alt in shown) == 1, what
     assert "G0 over the tissue" not in " ".join(shown)
@@ -115,6 +117,25 @@ def test_each_score_is_the_results(source):
         assert f"{found['value']:.3f} [{low:.3f}, {high:.3f}]" in text
     less = next(row for row in result["rows"] if row["name"] == "ridge")["first_minus_row"]["mse"]
     assert f"{less['verdict']} {less['difference']:+.3f}" in text
+
+
+def test_maps_show_what_was_measured_and_what_was_predicted(source, monkeypatch):
+    shown, maps = [], plots.maps
+    monkeypatch.setattr(
+        plots, "maps", lambda *args, **kwargs: shown.append((args, kwargs)) or maps(*args, **kwargs)
+    )
+    made = with_draws(source)
+    rendered(made, source, genes=("G3", "G1"))
+    (names, measured, mean, tissue), options = shown[0]
+    true = truth(source, "A2")[:, [3, 1]]
+    assert names == ["G3", "G1"]
+    np.testing.assert_allclose(measured, true, rtol=1e-6)
+    np.testing.assert_allclose(mean, np.asarray(made.X)[:, [3, 1]], rtol=1e-6)
+    np.testing.assert_allclose(
+        options["spread"], np.asarray(made.layers["stemjax_std"])[:, [3, 1]], rtol=1e-6
+    )
+    np.testing.assert_allclose(tissue.xy[:2], [[200, 200], [400, 200]])  # um: 20 px of 10 um
+    assert options["units"] == "log2(count + 1)"
 
 
 def test_a_mean_alone_says_that_it_has_no_spread(source):
