@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known_laws import VARIANCE, gaussian, gaussian_flow, mixture, row_keys, start
 
 from stemjax import errors
 from stemjax.diffusion import ladders, rules, sampler
@@ -14,38 +15,6 @@ from stemjax.diffusion import ladders, rules, sampler
 RULES = [rules.Ddim(), rules.Heun(), rules.DpmSolverPP2M(), rules.AdamsBashforth2()]
 NAMES = ["ddim", "heun", "dpmpp2m", "ab2"]
 ALL_RULES, ALL_NAMES = [*RULES, rules.Ddim(eta=1.0)], [*NAMES, "ancestral"]
-MEAN, VARIANCE = np.array([0.3, -1.0, 0.7]), np.array([0.25, 1.0, 4.0])
-
-
-def _gaussian(x, sigma, mean=MEAN, variance=VARIANCE):
-    """E[x0 | x] for x0 ~ N(mean, variance), gene by gene."""
-    mean, variance = (
-        jnp.asarray(np.broadcast_to(v, (1, x.shape[1])), x.dtype) for v in (mean, variance)
-    )
-    return mean + variance / (variance + sigma[:, None] ** 2) * (x - mean)
-
-
-def _gaussian_flow(x, sigma, sigma_end=0.0):
-    """Where the probability-flow ODE of the same data takes x from sigma to sigma_end."""
-    shrink = np.sqrt((VARIANCE + sigma_end**2) / (VARIANCE + sigma**2))
-    return MEAN + (np.asarray(x) - MEAN) * shrink
-
-
-def _mixture(x, sigma, weights=(0.3, 0.7), modes=(2.0, -1.0), std=0.3):
-    """E[x0 | x] for two modes on a diagonal of gene space."""
-    variance = std**2 + sigma[:, None] ** 2
-    distance = [jnp.sum((x - m) ** 2, axis=1, keepdims=True) / (2 * variance) for m in modes]
-    share = jax.nn.sigmoid(jnp.log(weights[0] / weights[1]) - distance[0] + distance[1])
-    means = [m + std**2 / variance * (x - m) for m in modes]
-    return share * means[0] + (1 - share) * means[1]
-
-
-def _start(key, sigma, rows, genes, dtype=jnp.float64):
-    return sigma * jax.random.normal(key, (rows, genes), dtype)
-
-
-def _keys(rows):
-    return jax.random.split(jax.random.key(7), rows)
 
 
 def _karras(steps):
@@ -62,15 +31,15 @@ def _limping(steps):
 
 
 def _error(rule, rungs, x):
-    got = sampler.sample(_gaussian, rungs, x, _keys(len(x)), rule=rule)
-    return np.sqrt(np.mean((got - _gaussian_flow(x, 10.0)) ** 2))
+    got = sampler.sample(gaussian, rungs, x, row_keys(len(x)), rule=rule)
+    return np.sqrt(np.mean((got - gaussian_flow(x, 10.0)) ** 2))
 
 
 @pytest.mark.parametrize("ladder", [_karras, _limping], ids=["karras", "limping"])
 @pytest.mark.parametrize(("rule", "order"), list(zip(RULES, [1.0, 2.0, 2.0, 2.0])), ids=NAMES)
 def test_order_of_convergence(key, rule, order, ladder):
     with jax.enable_x64(True):
-        x = _start(key, 10.0, 32, 3)
+        x = start(key, 10.0, 32, 3)
         logs = np.log2([_error(rule, ladder(steps), x) for steps in (16, 32, 64, 128)])
     slope = -np.polyfit(np.arange(4), logs, 1)[0]
     # Mutants of a second-order rule (wrong divisor, old level, no average) read 1.0 to 1.25; a
@@ -83,11 +52,11 @@ def test_order_of_convergence(key, rule, order, ladder):
 def test_agrees_with_diffrax(key, rule):
     """Tsit5 on dx/dsigma = (x - D) / sigma at tight tolerance is the oracle."""
     with jax.enable_x64(True):
-        x = _start(key, 20.0, 16, 2)
+        x = start(key, 20.0, 16, 2)
         rungs = ladders.karras(400, sigma_min=1e-3, sigma_max=20.0).astype(jnp.float64)[:-1]
 
         def slope(sigma, x, args):
-            return (x - _mixture(x, jnp.broadcast_to(sigma, x.shape[:1]))) / sigma
+            return (x - mixture(x, jnp.broadcast_to(sigma, x.shape[:1]))) / sigma
 
         oracle = diffrax.diffeqsolve(
             diffrax.ODETerm(slope),
@@ -100,7 +69,7 @@ def test_agrees_with_diffrax(key, rule):
             max_steps=20_000,
         ).ys[0]
         # The ladder stops above zero here, so x is compared at that rung.
-        got = sampler.sample(_mixture, rungs, x, _keys(16), rule=rule)
+        got = sampler.sample(mixture, rungs, x, row_keys(16), rule=rule)
         # Second order, 400 steps over ln(20 / .001) = 9.9: (9.9 / 400)^2 = 6e-4 of unit scale,
         # times the rule's constant of about 1 / 12; 5 / 12 for Adams-Bashforth.
         np.testing.assert_allclose(got, oracle, atol=2e-4)
@@ -112,31 +81,31 @@ def test_agrees_with_diffrax(key, rule):
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_stops_at_the_last_rung(key, rule):
     with jax.enable_x64(True):
-        x = _start(key, 10.0, 32, 3)
+        x = start(key, 10.0, 32, 3)
         rungs = ladders.karras(801, sigma_min=0.5, sigma_max=10.0).astype(jnp.float64)[:-1]
-        got = sampler.sample(_gaussian, rungs, x, _keys(32), rule=rule)
+        got = sampler.sample(gaussian, rungs, x, row_keys(32), rule=rule)
     # 800 steps of ln 20 / 800 = .004 each, on a state of unit scale: .004 in first order (Euler),
     # .004^2 = 1.6e-5 in second.
     atol = 0.01 if isinstance(rule, rules.Ddim) else 3e-5
-    np.testing.assert_allclose(got, _gaussian_flow(x, 10.0, 0.5), atol=atol)
+    np.testing.assert_allclose(got, gaussian_flow(x, 10.0, 0.5), atol=atol)
 
 
 @pytest.mark.parametrize("rule", ALL_RULES, ids=ALL_NAMES)
 def test_last_step_returns_the_denoised_estimate(key, rule):
-    x = _start(key, 3.0, 5, 3, jnp.float32)
+    x = start(key, 3.0, 5, 3, jnp.float32)
     rungs = jnp.asarray([3.0, 0.0], jnp.float32)
-    got = sampler.sample(_gaussian, rungs, x, _keys(5), rule=rule)
+    got = sampler.sample(gaussian, rungs, x, row_keys(5), rule=rule)
     # The same float32 formula, compiled apart.
-    np.testing.assert_allclose(got, _gaussian(x, jnp.full(5, 3.0, jnp.float32)), rtol=1e-6)
+    np.testing.assert_allclose(got, gaussian(x, jnp.full(5, 3.0, jnp.float32)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_float32_state_follows_float64(key, rule):
     rungs = ladders.karras(18)
     with jax.enable_x64(True):
-        x = _start(key, 80.0, 32, 3)
-        fine = sampler.sample(_gaussian, rungs.astype(jnp.float64), x, _keys(32), rule=rule)
-    coarse = sampler.sample(_gaussian, rungs, jnp.asarray(x, jnp.float32), _keys(32), rule=rule)
+        x = start(key, 80.0, 32, 3)
+        fine = sampler.sample(gaussian, rungs.astype(jnp.float64), x, row_keys(32), rule=rule)
+    coarse = sampler.sample(gaussian, rungs, jnp.asarray(x, jnp.float32), row_keys(32), rule=rule)
     # x starts near 200, where float32 resolves 1e-5; the flow contracts that by 20 or more.
     np.testing.assert_allclose(coarse, fine, atol=1e-5)
 
@@ -144,9 +113,9 @@ def test_float32_state_follows_float64(key, rule):
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_pair_average_of_an_odd_denoiser_is_exactly_zero(rule):
     draws = sampler.draw(
-        lambda x, sigma: _gaussian(x, sigma, 0.0, VARIANCE),
+        lambda x, sigma: gaussian(x, sigma, 0.0, VARIANCE),
         ladders.karras(8),
-        _keys(10),
+        row_keys(10),
         rule=rule,
         genes=3,
         n_draws=2,
@@ -164,9 +133,9 @@ MODE_RULES = [rules.DpmSolverPP2M(), rules.AdamsBashforth2(), rules.Ddim(eta=1.0
 def test_both_modes_with_their_weights(rule):
     spots, n_draws = 1000, 4
     draws = sampler.draw(
-        _mixture,
+        mixture,
         ladders.karras(128),
-        _keys(spots),
+        row_keys(spots),
         rule=rule,
         genes=2,
         n_draws=n_draws,
@@ -206,11 +175,11 @@ def _adams_bashforth(denoise, rungs, x):
 
 def test_adams_bashforth_integrates_the_line_through_two_slopes(key):
     with jax.enable_x64(True):
-        x = _start(key, 80.0, 16, 2)
+        x = start(key, 80.0, 16, 2)
         rungs = ladders.karras(12).astype(jnp.float64)
-        got = sampler.sample(_mixture, rungs, x, _keys(16), rule=rules.AdamsBashforth2())
+        got = sampler.sample(mixture, rungs, x, row_keys(16), rule=rules.AdamsBashforth2())
         # float64, from 80 down.
-        expected = _adams_bashforth(_mixture, np.asarray(rungs), x)
+        expected = _adams_bashforth(mixture, np.asarray(rungs), x)
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-11)
 
 
@@ -239,11 +208,11 @@ def test_adams_bashforth_runs_the_network_once_a_rung(key, steps):
 
     def counted(x, sigma):
         jax.debug.callback(lambda s: visited.append(float(s[0])), sigma)
-        return _gaussian(x, sigma)
+        return gaussian(x, sigma)
 
     rule, rungs = rules.AdamsBashforth2(), ladders.karras(steps)
-    x = _start(key, 80.0, 2, 3, jnp.float32)
-    jax.block_until_ready(sampler.sample(counted, rungs, x, _keys(2), rule=rule))
+    x = start(key, 80.0, 2, 3, jnp.float32)
+    jax.block_until_ready(sampler.sample(counted, rungs, x, row_keys(2), rule=rule))
     jax.effects_barrier()
     assert len(visited) == rule.evaluations(steps) == steps
     # In order of the run: callbacks of one scan may come late, so sorted.
@@ -253,9 +222,9 @@ def test_adams_bashforth_runs_the_network_once_a_rung(key, steps):
 def test_adams_bashforth_row_does_not_see_its_company(key):
     def draws(rows):
         return sampler.draw(
-            _mixture,
+            mixture,
             ladders.karras(8),
-            _keys(6)[np.array(rows)],
+            row_keys(6)[np.array(rows)],
             rule=rules.AdamsBashforth2(),
             genes=2,
             n_draws=2,
@@ -282,10 +251,10 @@ def _euler(denoise, rungs, x):
 
 def test_ddim_without_noise_is_euler(key):
     with jax.enable_x64(True):
-        x = _start(key, 80.0, 16, 2)
+        x = start(key, 80.0, 16, 2)
         rungs = ladders.karras(12).astype(jnp.float64)
-        got = sampler.sample(_mixture, rungs, x, _keys(16), rule=rules.Ddim())
-        np.testing.assert_allclose(got, _euler(_mixture, rungs, x), rtol=1e-10)
+        got = sampler.sample(mixture, rungs, x, row_keys(16), rule=rules.Ddim())
+        np.testing.assert_allclose(got, _euler(mixture, rungs, x), rtol=1e-10)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -327,9 +296,9 @@ def test_stochastic_ddim_keeps_the_marginal_variance(eta):
 
     def variance(steps):
         draws = sampler.draw(
-            lambda x, sigma: _gaussian(x, sigma, 0.0, 1.0),
+            lambda x, sigma: gaussian(x, sigma, 0.0, 1.0),
             ladders.karras(steps),
-            _keys(spots),
+            row_keys(spots),
             rule=rules.Ddim(eta=eta),
             genes=genes,
             n_draws=1,
@@ -360,11 +329,13 @@ def _k_diffusion_ancestral(denoise, rungs, x, noises, eta):
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_stochastic_ddim_is_ancestral_euler(key, eta):
     with jax.enable_x64(True):
-        x = _start(key, 80.0, 16, 2)
+        x = start(key, 80.0, 16, 2)
         rungs = ladders.karras(12).astype(jnp.float64)
-        noises = [sampler.step_noise(_keys(16), jnp.uint32(step), 2, x.dtype) for step in range(12)]
-        got = sampler.sample(_mixture, rungs, x, _keys(16), rule=rules.Ddim(eta=eta))
-        expected = _k_diffusion_ancestral(_mixture, np.asarray(rungs), x, noises, eta)
+        noises = [
+            sampler.step_noise(row_keys(16), jnp.uint32(step), 2, x.dtype) for step in range(12)
+        ]
+        got = sampler.sample(mixture, rungs, x, row_keys(16), rule=rules.Ddim(eta=eta))
+        expected = _k_diffusion_ancestral(mixture, np.asarray(rungs), x, noises, eta)
         # float64; sigma^2 - sigma_up^2 loses some digits in the published form.
         np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
 

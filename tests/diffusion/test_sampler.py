@@ -6,37 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known_laws import MEAN, VARIANCE, gaussian, gaussian_flow, row_keys
 
 from stemjax import errors
 from stemjax.diffusion import ladders, rules, sampler
-
-MEAN, VARIANCE = np.array([0.3, -1.0, 0.7]), np.array([0.25, 1.0, 4.0])
-
-
-def _gaussian(x, sigma, mean=MEAN, variance=VARIANCE):
-    """E[x0 | x] for x0 ~ N(mean, variance), gene by gene."""
-    mean, variance = (
-        jnp.asarray(np.broadcast_to(v, (1, x.shape[1])), x.dtype) for v in (mean, variance)
-    )
-    return mean + variance / (variance + sigma[:, None] ** 2) * (x - mean)
-
-
-def _gaussian_flow(x, sigma, sigma_end=0.0):
-    """Where the probability-flow ODE of the same data takes x from sigma to sigma_end."""
-    shrink = np.sqrt((VARIANCE + sigma_end**2) / (VARIANCE + sigma**2))
-    return MEAN + (np.asarray(x) - MEAN) * shrink
-
-
-def _keys(rows):
-    return jax.random.split(jax.random.key(7), rows)
 
 
 @pytest.mark.parametrize("rule", [rules.DpmSolverPP2M(), rules.Ddim(eta=1.0)], ids=["2m", "a"])
 def test_pair_average_of_an_odd_denoiser_is_exactly_zero(rule):
     draws = sampler.draw(
-        lambda x, sigma: _gaussian(x, sigma, 0.0, VARIANCE),
+        lambda x, sigma: gaussian(x, sigma, 0.0, VARIANCE),
         ladders.karras(8),
-        _keys(10),
+        row_keys(10),
         rule=rule,
         genes=3,
         n_draws=4,
@@ -50,9 +31,9 @@ def test_pair_average_of_an_odd_denoiser_is_exactly_zero(rule):
 
 def test_pair_average_of_a_linear_denoiser_is_the_mean():
     draws = sampler.draw(
-        _gaussian,
+        gaussian,
         ladders.karras(64),
-        _keys(10),
+        row_keys(10),
         rule=rules.DpmSolverPP2M(),
         genes=3,
         n_draws=2,
@@ -61,7 +42,7 @@ def test_pair_average_of_a_linear_denoiser_is_the_mean():
     # An affine map of +z and -z averages to its value at x = 0, which the exact flow takes to
     # this; the rule's own error falls as (ln(80 / .002) / 64)^2 = .03, times the 1 / 80 to which
     # the mean's part of the start amounts.
-    expected = np.broadcast_to(_gaussian_flow(np.zeros(3), 80.0), (10, 3))
+    expected = np.broadcast_to(gaussian_flow(np.zeros(3), 80.0), (10, 3))
     np.testing.assert_allclose(draws.mean(axis=0), expected, atol=4e-4)
     # That is the mean but for sigma_max < infinity: |mean| std / 80.
     np.testing.assert_allclose(expected, np.broadcast_to(MEAN, (10, 3)), atol=1.0 / 40)
@@ -73,13 +54,13 @@ def test_step_noise_is_apart_from_initial_noise_and_from_other_draws():
     draws = sampler.draw(
         lambda x, sigma: x,  # then x moves by its fresh noise alone
         rungs,
-        _keys(spots),
+        row_keys(spots),
         rule=rules.Ddim(eta=1.0),
         genes=genes,
         n_draws=2,
         antithetic=False,
     )
-    start = 2 * sampler.initial_noise(_keys(spots), n_draws=2, genes=genes, antithetic=False)
+    start = 2 * sampler.initial_noise(row_keys(spots), n_draws=2, genes=genes, antithetic=False)
     moved = np.asarray(draws - start)
     # sigma_up^2 = sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2: 1 * 3 / 4 + .25 * .75 = .9375
     count = spots * genes

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from known_laws import MEAN, VARIANCE, gaussian, mixture, row_keys, start
 
 from stemjax import errors
 from stemjax.diffusion import ladders, rules, sampler
@@ -14,38 +15,14 @@ from stemjax.diffusion import stochastic_rules as stochastic
 CHURN = stochastic.HeunChurn(gamma=0.2)
 RULES = [CHURN, stochastic.DpmSolverPP2MSde(), stochastic.DpmSolverPP2MSde(eta=0.5)]
 NAMES = ["churn", "sde", "sde-half"]
-MEAN, VARIANCE = np.array([0.3, -1.0, 0.7]), np.array([0.25, 1.0, 4.0])
-
-
-def _gaussian(x, sigma, mean=MEAN, variance=VARIANCE):
-    """E[x0 | x] for x0 ~ N(mean, variance), gene by gene."""
-    mean, variance = (
-        jnp.asarray(np.broadcast_to(v, (1, x.shape[1])), x.dtype) for v in (mean, variance)
-    )
-    return mean + variance / (variance + sigma[:, None] ** 2) * (x - mean)
-
-
-def _mixture(x, sigma, weights=(0.3, 0.7), modes=(2.0, -1.0), std=0.3):
-    """E[x0 | x] for two modes on a diagonal of gene space."""
-    variance = std**2 + sigma[:, None] ** 2
-    distance = [jnp.sum((x - m) ** 2, axis=1, keepdims=True) / (2 * variance) for m in modes]
-    share = jax.nn.sigmoid(jnp.log(weights[0] / weights[1]) - distance[0] + distance[1])
-    means = [m + std**2 / variance * (x - m) for m in modes]
-    return share * means[0] + (1 - share) * means[1]
-
-
-def _start(key, sigma, rows, genes, dtype=jnp.float64):
-    return sigma * jax.random.normal(key, (rows, genes), dtype)
-
-
-def _keys(rows):
-    return jax.random.split(jax.random.key(7), rows)
 
 
 def _noises(rows, steps, genes):
     """The fresh noise that `sampler.sample` gives to these keys, [s b g]."""
     return [
-        np.asarray(sampler.step_noise(_keys(rows), jnp.uint32(step), genes, jnp.dtype(jnp.float64)))
+        np.asarray(
+            sampler.step_noise(row_keys(rows), jnp.uint32(step), genes, jnp.dtype(jnp.float64))
+        )
         for step in range(steps)
     ]
 
@@ -85,11 +62,11 @@ def _edm_algorithm_2(denoise, rungs, x, noises, *, gamma, s_noise, s_tmin, s_tma
 def test_churned_heun_is_algorithm_2(key, fields):
     rungs = np.array([20.0, 9.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.0])
     with jax.enable_x64(True):
-        x = _start(key, 20.0, 16, 2)
+        x = start(key, 20.0, 16, 2)
         rule = stochastic.HeunChurn(**fields)
-        got = sampler.sample(_mixture, jnp.asarray(rungs), x, _keys(16), rule=rule)
+        got = sampler.sample(mixture, jnp.asarray(rungs), x, row_keys(16), rule=rule)
         expected = _edm_algorithm_2(
-            _mixture,
+            mixture,
             rungs,
             np.asarray(x),
             _noises(16, 7, 2),
@@ -104,9 +81,9 @@ def test_churned_heun_is_algorithm_2(key, fields):
 
 @pytest.mark.parametrize("fields", [{"gamma": 0.0}, {"gamma": 0.3, "churn_min": 100.0}])
 def test_without_churn_it_is_heun(key, fields):
-    x, rungs = _start(key, 80.0, 16, 2, jnp.float32), ladders.karras(12)
+    x, rungs = start(key, 80.0, 16, 2, jnp.float32), ladders.karras(12)
     got, heun = (
-        sampler.sample(_mixture, rungs, x, _keys(16), rule=rule)
+        sampler.sample(mixture, rungs, x, row_keys(16), rule=rule)
         for rule in (stochastic.HeunChurn(**fields), rules.Heun())
     )
     if fields["gamma"]:
@@ -138,18 +115,18 @@ def _k_diffusion_2m_sde(denoise, rungs, x, noises, eta):
 def test_sde_is_k_diffusions_midpoint_form(key, eta):
     rungs = np.array([80.0, 31.0, 9.0, 4.0, 2.0, 0.5, 0.2, 0.01, 0.0])
     with jax.enable_x64(True):
-        x = _start(key, 80.0, 16, 2)
+        x = start(key, 80.0, 16, 2)
         rule = stochastic.DpmSolverPP2MSde(eta=eta)
-        got = sampler.sample(_mixture, jnp.asarray(rungs), x, _keys(16), rule=rule)
-        expected = _k_diffusion_2m_sde(_mixture, rungs, np.asarray(x), _noises(16, 8, 2), eta)
+        got = sampler.sample(mixture, jnp.asarray(rungs), x, row_keys(16), rule=rule)
+        expected = _k_diffusion_2m_sde(mixture, rungs, np.asarray(x), _noises(16, 8, 2), eta)
     # float64.
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_sde_without_noise_is_dpm_solver_pp_2m(key):
-    x, rungs = _start(key, 80.0, 16, 2, jnp.float32), ladders.karras(12)
+    x, rungs = start(key, 80.0, 16, 2, jnp.float32), ladders.karras(12)
     got, ode = (
-        sampler.sample(_mixture, rungs, x, _keys(16), rule=rule)
+        sampler.sample(mixture, rungs, x, row_keys(16), rule=rule)
         for rule in (stochastic.DpmSolverPP2MSde(eta=0.0), rules.DpmSolverPP2M())
     )
     np.testing.assert_array_equal(got, ode)
@@ -157,11 +134,11 @@ def test_sde_without_noise_is_dpm_solver_pp_2m(key):
 
 def test_first_sde_step_at_eta_1_is_ancestral_euler(key):
     with jax.enable_x64(True):
-        x = _start(key, 5.0, 8, 3)
+        x = start(key, 5.0, 8, 3)
         noise = jax.random.normal(jax.random.key(1), (8, 3), jnp.float64)
         levels = jnp.asarray([5.0, 1.5])
         got, expected = (
-            rule.step(_gaussian, rule.init(x), x, levels[0], levels[1], noise)[0]
+            rule.step(gaussian, rule.init(x), x, levels[0], levels[1], noise)[0]
             for rule in (stochastic.DpmSolverPP2MSde(eta=1.0), rules.Ddim(eta=1.0))
         )
         np.testing.assert_allclose(got, expected, rtol=1e-12)
@@ -185,7 +162,7 @@ def _law(rule, rungs, mean=MEAN, variance=VARIANCE):
     @jax.jit
     def move(carry, x, sigma, sigma_next, noise):
         return rule.step(
-            lambda x, s: _gaussian(x, s, mean, variance), carry, x, sigma, sigma_next, noise
+            lambda x, s: gaussian(x, s, mean, variance), carry, x, sigma, sigma_next, noise
         )
 
     for step in range(steps):
@@ -246,9 +223,9 @@ def test_sde_keeps_the_marginals_of_a_point_exactly(eta):
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_mean_and_variance_of_each_gene(rule):
     draws = sampler.draw(
-        _gaussian,
+        gaussian,
         ladders.karras(200),
-        _keys(20_000),
+        row_keys(20_000),
         rule=rule,
         genes=3,
         n_draws=1,
@@ -273,9 +250,9 @@ def test_mean_and_variance_of_each_gene(rule):
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_both_modes_with_their_weights(rule):
     draws = sampler.draw(
-        _mixture,
+        mixture,
         ladders.karras(128),
-        _keys(4000),
+        row_keys(4000),
         rule=rule,
         genes=2,
         n_draws=1,
@@ -294,9 +271,9 @@ def test_both_modes_with_their_weights(rule):
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_pair_average_of_an_odd_denoiser_is_exactly_zero(rule):
     draws = sampler.draw(
-        lambda x, sigma: _gaussian(x, sigma, 0.0, VARIANCE),
+        lambda x, sigma: gaussian(x, sigma, 0.0, VARIANCE),
         ladders.karras(8),
-        _keys(10),
+        row_keys(10),
         rule=rule,
         genes=3,
         n_draws=4,
@@ -310,21 +287,21 @@ def test_pair_average_of_an_odd_denoiser_is_exactly_zero(rule):
 
 @pytest.mark.parametrize("rule", RULES[1:], ids=NAMES[1:])
 def test_last_sde_step_returns_the_denoised_estimate(key, rule):
-    x = _start(key, 3.0, 5, 3, jnp.float32)
+    x = start(key, 3.0, 5, 3, jnp.float32)
     rungs = jnp.asarray([3.0, 0.0], jnp.float32)
-    got = sampler.sample(_gaussian, rungs, x, _keys(5), rule=rule)
+    got = sampler.sample(gaussian, rungs, x, row_keys(5), rule=rule)
     # The same float32 formula, compiled apart.
-    np.testing.assert_allclose(got, _gaussian(x, jnp.full(5, 3.0, jnp.float32)), rtol=1e-6)
+    np.testing.assert_allclose(got, gaussian(x, jnp.full(5, 3.0, jnp.float32)), rtol=1e-6)
 
 
 def test_last_churned_step_returns_the_denoised_estimate_of_the_raised_state(key):
     with jax.enable_x64(True):
-        x = _start(key, 3.0, 5, 3)
+        x = start(key, 3.0, 5, 3)
         rule = stochastic.HeunChurn(gamma=0.25)
-        got = sampler.sample(_gaussian, jnp.asarray([3.0, 0.0]), x, _keys(5), rule=rule)
+        got = sampler.sample(gaussian, jnp.asarray([3.0, 0.0]), x, row_keys(5), rule=rule)
         # 3 (1 + 1/4) = 3.75, and 3.75² - 3² = 2.25².
         raised = np.asarray(x) + 2.25 * _noises(5, 1, 3)[0]
-        np.testing.assert_allclose(got, _at(_gaussian, raised, 3.75), rtol=1e-12)
+        np.testing.assert_allclose(got, _at(gaussian, raised, 3.75), rtol=1e-12)
 
 
 # --- cost and company ---
@@ -337,11 +314,11 @@ def test_network_runs_as_often_as_stated(key, rule, steps):
 
     def counted(x, sigma):
         jax.debug.callback(lambda s: visited.append(float(s[0])), sigma)
-        return _gaussian(x, sigma)
+        return gaussian(x, sigma)
 
     rungs = ladders.karras(steps)
-    x = _start(key, 80.0, 2, 3, jnp.float32)
-    jax.block_until_ready(sampler.sample(counted, rungs, x, _keys(2), rule=rule))
+    x = start(key, 80.0, 2, 3, jnp.float32)
+    jax.block_until_ready(sampler.sample(counted, rungs, x, row_keys(2), rule=rule))
     jax.effects_barrier()
     churn = isinstance(rule, stochastic.HeunChurn)
     assert len(visited) == rule.evaluations(steps) == (2 * steps - 1 if churn else steps)
@@ -355,9 +332,9 @@ def test_a_row_is_the_same_in_any_company(rule):
     def draws(rows, n_draws=4):
         return np.asarray(
             sampler.draw(
-                _gaussian,
+                gaussian,
                 ladders.karras(8),
-                _keys(6)[np.array(rows)],
+                row_keys(6)[np.array(rows)],
                 rule=rule,
                 genes=3,
                 n_draws=n_draws,

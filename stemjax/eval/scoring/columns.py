@@ -47,43 +47,34 @@ def _width(level: int, what: str) -> Column:
     )
 
 
-_RANKED = "the genes with the highest correlation on the test slide itself, as published: "
-_RANKED += "choosing them there flatters it"
+def _top(k: int) -> Column:
+    return Column(
+        title=f"PCC-{k}",
+        better="high",
+        meaning=f"Mean Pearson correlation over spots of the {k} best genes: those with the "
+        "highest correlation on the test slide itself, as published, and choosing them there "
+        "flatters it.",
+    )
+
+
+def _top_train(k: int) -> Column:
+    return Column(
+        title=f"PCC-{k}, train rank",
+        better="high",
+        meaning=f"As PCC-{k}, for the {k} genes that a ridge predicts best on held-out training "
+        "slides: nothing is chosen on the test slide.",
+    )
+
 
 COLUMNS: Mapping[str, Column] = {
-    "pcc_10": Column(
-        title="PCC-10",
-        better="high",
-        meaning=f"Mean Pearson correlation over spots of the 10 best genes: {_RANKED}.",
-    ),
-    "pcc_50": Column(
-        title="PCC-50",
-        better="high",
-        meaning=f"Mean Pearson correlation over spots of the 50 best genes: {_RANKED}.",
-    ),
-    "pcc_200": Column(
-        title="PCC-200",
-        better="high",
-        meaning=f"Mean Pearson correlation over spots of the 200 best genes: {_RANKED}.",
-    ),
+    **{f"pcc_{k}": _top(k) for k in (10, 50, 200)},
     "pcc_all": Column(
         title="PCC-all",
         better="high",
         meaning="Mean over all genes of Pearson's correlation over the slide's spots. Genes "
         "constant in truth have none.",
     ),
-    "pcc_10_train": Column(
-        title="PCC-10, train rank",
-        better="high",
-        meaning="As PCC-10, for the 10 genes that a ridge predicts best on held-out training "
-        "slides: nothing is chosen on the test slide.",
-    ),
-    "pcc_50_train": Column(
-        title="PCC-50, train rank",
-        better="high",
-        meaning="As PCC-50, for the 50 genes that a ridge predicts best on held-out training "
-        "slides: nothing is chosen on the test slide.",
-    ),
+    **{f"pcc_{k}_train": _top_train(k) for k in (10, 50, 200)},
     "pcc_depth": Column(
         title="PCC given depth",
         better="high",

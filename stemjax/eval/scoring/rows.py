@@ -13,7 +13,6 @@ from stemjax.eval import metrics
 from stemjax.eval.scoring.ground import Ground, about_mean, deviations
 
 _TOP = (10, 50, 200)
-_TOP_TRAIN = (10, 50)
 _GRID = 96  # points at which two distributions are compared in a resample
 _PARTS = 20  # of probability, between which a law other than draws is looked at
 _VARIOGRAM_SPOTS = 512  # all pairs of genes of all draws: seconds a thousand spots
@@ -137,7 +136,7 @@ def _tops(ground: Ground, pcc: np.ndarray) -> dict[str, np.ndarray]:
     if ground.ranking is not None:
         score = np.where(np.isnan(ground.ranking) | np.isnan(pcc[0]), -np.inf, ground.ranking)
         order = np.argsort(score, kind="stable")[::-1]
-        for k in _TOP_TRAIN:
+        for k in _TOP:
             if k < defined:
                 found[f"pcc_{k}_train"] = metrics.mean_defined(pcc[:, order[:k]])
     return found

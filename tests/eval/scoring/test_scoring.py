@@ -100,7 +100,7 @@ def test_every_key_has_a_column_and_every_column_is_made(slide):
         ground, true, forecast=metrics.Draws(values=draws), draws=draws, intervals=intervals
     )
     # Ten genes and more are not on this slide.
-    few = {"pcc_10", "pcc_50", "pcc_200", "pcc_10_train", "pcc_50_train"}
+    few = {f"pcc_{k}{end}" for k in (10, 50, 200) for end in ("", "_train")}
     assert set(found.values) | few == set(scoring.COLUMNS)
 
 
