@@ -177,7 +177,7 @@ def evaluate_slide(
         array_xy=joined.truth.array_xy,
         resamples=resamples,
         seed=seed,
-        train_mean=None if fitted is None else fitted.rows["constant mean"][0, kept],
+        train_mean=_train_mean(fitted, kept),
         ranking=None if fitted is None else fitted.ranking[kept],
     )
     rows = _rows_of("prediction", "prediction", joined, kept, ground)
@@ -197,6 +197,13 @@ def evaluate_slide(
         out_of_range=far,
         panel_slides=() if records is None else tuple(records.panel.slides),
     )
+
+
+def _train_mean(fitted: baselines.Fitted | None, kept: np.ndarray) -> np.ndarray | None:
+    """Each scored gene's mean over the training spots, where the row is there."""
+    if fitted is None or "constant mean" not in fitted.rows:
+        return None
+    return fitted.rows["constant mean"][0, kept]
 
 
 def _rows_of(

@@ -322,6 +322,13 @@ def test_metrics_are_written_whole_and_without_nan(source, tmp_path, monkeypatch
     assert json.loads(path.read_text())["c"] == [0, 1]
 
 
+def test_rows_may_be_left_out_even_the_constant(source):
+    made = predicted(source, "A2", truth(source, "A2"), train=["A1"])
+    out = (*FAST, "constant mean", "coordinates kNN")
+    names = [row["name"] for row in evaluate.evaluate(made, source, leave_out=out)["rows"]]
+    assert names[1:] == ["neighbour mean", "depth oracle", "ridge", "noise ceiling"]
+
+
 def test_genes_that_a_prediction_was_told_are_not_scored(source):
     told = predicted(source, "A2", truth(source, "A2"), train=["A1"], given_genes=["G1", "G5"])
     measured = evaluated(told, source)

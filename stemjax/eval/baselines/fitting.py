@@ -77,8 +77,6 @@ class Fitted:
             notes.append(f"MLP: stopped after {self.mlp.rounds} rounds by one fold of the same.")
         if "HEST probe" in self.rows:
             notes.append("HEST probe: no intercept, as published, so read its PCC and not its MSE.")
-        if seen := [name for name in self.rows if name in SEES_TEST]:
-            notes.append(f"No rivals, they see measurements of this slide: {', '.join(seen)}.")
         if "coordinates kNN" not in self.rows:
             notes.append("No coordinates kNN: no training slide is known to be of this patient.")
         return tuple(notes)
