@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 
 import anndata
 import numpy as np
@@ -109,6 +110,20 @@ def test_slides_together_and_a_rival_for_each(made):
     result = json.loads((made / "two.json").read_text())
     assert [slide["slide"] for slide in result["slides"]] == ["A2", "A1"]
     assert result["rows"][-1]["name"] == "again: mean"
+
+
+def test_warnings_are_plain_lines_whatever_libraries_set_up(monkeypatch, capsys):
+    log = logging.getLogger("stemjax.train.loop")
+    monkeypatch.setattr(cli.compare, "_run", lambda args, rest: log.warning("LEAK: %s", "B1"))
+    root = logging.StreamHandler()
+    logging.root.addHandler(root)
+    try:
+        assert cli.main(["compare", "a.json"]) == 0
+    finally:
+        logging.root.removeHandler(root)
+    assert capsys.readouterr().err == "LEAK: B1\n"
+    assert logging.getLogger("stemjax").propagate
+    assert not logging.getLogger("stemjax").handlers
 
 
 def test_results_are_compared(made, capsys):

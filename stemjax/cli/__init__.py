@@ -7,8 +7,10 @@ device. Exit codes: 0 done, 1 a problem that the message explains, 2 wrong usage
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from stemjax import __version__, errors
 from stemjax.cli import (
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and args.command != "train":
         parser.error(f"unknown argument {rest[0]}; see stemjax {args.command} --help")
     try:
-        args.run(args, rest)
+        with _plain_log():
+            args.run(args, rest)
     except errors.StemjaxError as error:
         if args.debug:
             raise
@@ -52,6 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stemjax: interrupted", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _plain_log() -> Iterator[None]:
+    """Shows the package's own warnings as plain lines, whatever imported libraries set up."""
+    log, handler = logging.getLogger("stemjax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    before, log.propagate = log.propagate, False
+    try:
+        yield
+    finally:
+        log.propagate = before
+        log.removeHandler(handler)
 
 
 def make_parser() -> argparse.ArgumentParser:

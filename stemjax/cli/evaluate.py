@@ -40,17 +40,13 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     asked = scoring.evaluation(args)
     source, predictions = asked["source"], asked["predictions"]
     if all("stemjax" in one.uns for one in predictions) and source.records is not None:
-        rows = [
-            regression.backbone_row(
-                one,
-                source.records,
-                args.regression,
-                default_workdir=args.output.with_name(args.output.stem + "_regression"),
-                line=terminal.TrainingLine,
-            )
-            for one in predictions
-        ]
-        asked["compare"] |= {name: [row[name] for row in rows] for name in rows[0]}
+        asked["compare"] |= regression.backbone_rows(
+            predictions,
+            source.records,
+            args.regression,
+            default_workdir=args.output.with_name(args.output.stem + "_regression"),
+            line=terminal.TrainingLine,
+        )
     done = evaluate.evaluate_all(**asked)
     found = evaluate.summarise(done, resamples=args.resamples, seed=args.seed)
     plain.write_json(found, args.output)

@@ -8,9 +8,10 @@ number of updates. So the row costs no second trainer.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from stemjax import config, tasks
@@ -70,3 +71,28 @@ def backbone_row(
     trained = checkpoint.load(workdir)
     slide = str(prediction.uns["stemjax"]["slide"])
     return {ROW: predict.predict_slide(trained, source, slide, tasks.Sampling(mode="mean"))}
+
+
+def backbone_rows(
+    predictions: Sequence[anndata.AnnData],
+    source: records.Records,
+    choice: str,
+    *,
+    default_workdir: pathlib.Path,
+    line: Callable[[int], writers.Writer] | None = None,
+) -> dict[str, list[anndata.AnnData]]:
+    """Returns `backbone_row` of each prediction, under the row's name.
+
+    Predictions of one model share its regression; several models, such as those of the folds of a
+    manifest, have one each, in folders of ``default_workdir`` named by the model's hash.
+    """
+    models = [str(prediction.uns["stemjax"]["model"]) for prediction in predictions]
+    found: dict[str, list[anndata.AnnData]] = {}
+    for prediction, model in zip(predictions, models, strict=True):
+        own = default_workdir
+        if len(set(models)) > 1:
+            own = default_workdir / hashlib.sha256(model.encode()).hexdigest()[:8]
+        row = backbone_row(prediction, source, choice, default_workdir=own, line=line)
+        for name, made in row.items():
+            found.setdefault(name, []).append(made)
+    return found
