@@ -142,12 +142,17 @@ def names(values: Any) -> list[str]:
 
 
 def _about(
-    prediction: anndata.AnnData, source: truths.Source, name: str, foreign: Foreign
+    prediction: anndata.AnnData,
+    source: truths.Source,
+    name: str,
+    foreign: Foreign,
+    like: Joined | None,
 ) -> Mapping[str, Any]:
     """What is known of the prediction: its own account, or what ``foreign`` says."""
     about = prediction.uns.get("stemjax")
     if about is None:
-        slide = foreign.slide or _find_slide(prediction, source, name)
+        told = foreign.slide or (None if like is None else like.slide)
+        slide = told or _find_slide(prediction, source, name)
         train = foreign.train_slides
         others = tuple(other for other in source.slides if other != slide)
         about = {
@@ -251,7 +256,7 @@ def join(
     if not isinstance(source, truths.Source):
         source = truths.of_records(source)
     about, ours = (
-        _about(prediction, source, name, foreign or Foreign()),
+        _about(prediction, source, name, foreign or Foreign(), like),
         "stemjax" in prediction.uns,
     )
     for key in ("slide", "value_space"):

@@ -82,6 +82,15 @@ def test_the_slide_is_found_by_barcodes_that_only_one_has(source, tmp_path):
         joining.join(data, source)
 
 
+def test_a_file_to_compare_is_of_the_slide_that_it_is_compared_on(source):
+    ours = joining.join(
+        predicted(source.records, "A2", truth(source.records, "A2"), train=["B1"]), source
+    )
+    other = joining.join(foreign(source), source, name="compare x", like=ours)
+    assert other.slide == "A2"
+    np.testing.assert_allclose(other.mean, ours.mean)
+
+
 def test_the_value_space_told_is_that_of_the_truth(source):
     told = joining.Foreign(slide="A2", value_space="log1p")
     joined = joining.join(foreign(source), source, foreign=told)
