@@ -16,7 +16,7 @@ import numpy as np
 from stemjax import config, errors, tasks
 from stemjax.data import drawing as draw
 from stemjax.data import genes, prepare, records, slides, synthetic
-from stemjax.train import checkpoint, loop, writers
+from stemjax.train import loop, writers
 
 if TYPE_CHECKING:
     import anndata
@@ -106,13 +106,7 @@ def run(
         workers=workers,
         progress=progress,
     )
-    line = outputs(experiment.train.steps) if outputs else None
-    try:
-        loop.train(experiment, source, out / "run", outputs=[line] if line else [])
-    finally:
-        if line:
-            line.close()
-    trained = checkpoint.load(out / "run")
+    trained = loop.train_shown(experiment, source, out / "run", outputs)
     draws = predict.predict_slide(
         trained, source, TEST, tasks.Sampling(mode="draws"), progress=progress
     )

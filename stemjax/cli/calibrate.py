@@ -22,9 +22,7 @@ def add(commands: options.Commands) -> None:
         help="workdir of a run, or a bundle; the calibration is stored in it",
     )
     options.add_weights(parser)
-    parser.add_argument(
-        "--records", required=True, metavar="DIRS", help="record folders, comma-separated"
-    )
+    options.add_records(parser)
     parser.add_argument(
         "--slides",
         default="",
@@ -32,15 +30,7 @@ def add(commands: options.Commands) -> None:
         help="slides to calibrate on, comma-separated: none that trained or tests the model "
         "(default: its validation slides)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    parser.add_argument(
-        "--rows",
-        type=int,
-        default=256,
-        metavar="N",
-        help="(spot, draw) pairs on the device at a time; no effect on results "
-        "(default: %(default)s)",
-    )
+    options.add_run(parser)
     options.add_sampling(parser)
     parser.set_defaults(run=_run)
 

@@ -21,6 +21,26 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--records``: where the slides are."""
+    parser.add_argument(
+        "--records", required=True, metavar="DIRS", help="record folders, comma-separated"
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--seed`` and ``--rows`` of a prediction."""
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=256,
+        metavar="N",
+        help="(spot, draw) pairs on the device at a time; no effect on results "
+        "(default: %(default)s)",
+    )
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of what is drawn, and how; `sampling` reads them."""
     # No defaults here: what is not given is left to stemjax.tasks.Sampling.

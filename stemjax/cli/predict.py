@@ -26,19 +26,9 @@ def add(commands: options.Commands) -> None:
         help="workdir of a run, or a bundle",
     )
     options.add_weights(parser)
-    parser.add_argument(
-        "--records", required=True, metavar="DIRS", help="record folders, comma-separated"
-    )
+    options.add_records(parser)
     parser.add_argument("--slide", required=True, metavar="ID", help="slide to predict")
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    parser.add_argument(
-        "--rows",
-        type=int,
-        default=256,
-        metavar="N",
-        help="(spot, draw) pairs on the device at a time; no effect on results "
-        "(default: %(default)s)",
-    )
+    options.add_run(parser)
     parser.add_argument(
         "--likelihood",
         choices=("none", "exact", "hutchinson"),

@@ -17,9 +17,7 @@ def add(commands: options.Commands) -> None:
         help="write folds by patient or slide into a manifest",
         epilog="Train on one: --config.data.manifest=FILE --config.data.fold=NAME.",
     )
-    parser.add_argument(
-        "--records", required=True, metavar="DIRS", help="record folders, comma-separated"
-    )
+    options.add_records(parser)
     parser.add_argument(
         "--by",
         choices=("patient", "slide"),

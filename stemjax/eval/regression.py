@@ -58,17 +58,11 @@ def backbone_row(
     """
     if choice == "none":
         return {}
-    workdir = pathlib.Path(choice)
     if choice == "train":
         card = checkpoint.Card.from_json(json.loads(prediction.uns["stemjax"]["model"]))
-        experiment, workdir = as_regression(card.experiment), default_workdir
-        output = line(experiment.train.steps) if line else None
-        try:
-            loop.train(experiment, source, workdir, outputs=[output] if output else [])
-        finally:
-            if output:
-                output.close()
-    trained = checkpoint.load(workdir)
+        trained = loop.train_shown(as_regression(card.experiment), source, default_workdir, line)
+    else:
+        trained = checkpoint.load(choice)
     slide = str(prediction.uns["stemjax"]["slide"])
     return {ROW: predict.predict_slide(trained, source, slide, tasks.Sampling(mode="mean"))}
 

@@ -91,12 +91,11 @@ def split_kind(about: Mapping[str, Any], patients: Mapping[str, str | None]) -> 
         return kind, f"{kind}: {shared} of patient {known[slide]} took part in training"
     if kind == "new patient":
         return kind, f"{kind}: no slide of patient {known[slide]} took part in training"
-    stated = about.get("split_kind")
+    stated = str(about.get("split_kind") or "")
     if not stated:
         return kind, f"{kind}: which slides and patients it was trained on is not known"
-    return str(
-        stated
-    ), f"{stated} (so the prediction states: the records do not know every patient)"
+    why = "so the prediction states: the records do not know every patient"
+    return stated, f"{stated} ({why})"
 
 
 def _baselines(

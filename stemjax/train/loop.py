@@ -291,3 +291,29 @@ def _loop(
         seconds=journal.seconds,
         compile_seconds=journal.compile_seconds,
     )
+
+
+def train_shown(
+    experiment: config.Experiment,
+    source: records.Records,
+    workdir: str | pathlib.Path,
+    line: Callable[[int], writers.Writer] | None,
+) -> checkpoint.Trained:
+    """Trains as `train` while a writer shows it, and returns the weights.
+
+    Args:
+      experiment: as `train`.
+      source: as `train`.
+      workdir: as `train`.
+      line: makes the writer, given the number of steps; None shows nothing.
+
+    Raises:
+      SplitError, CheckpointMismatchError: as `train`.
+    """
+    output = line(experiment.train.steps) if line else None
+    try:
+        train(experiment, source, workdir, outputs=[output] if output else [])
+    finally:
+        if output:
+            output.close()
+    return checkpoint.load(workdir)

@@ -124,10 +124,7 @@ def poisson_again(
 ) -> Float[np.ndarray, "l g"]:
     """One Poisson resample of the counts in the value space; as `poisson_mse`."""
     counts, rest = _with_rest(counts, total)
-    rng = np.random.default_rng(seed)
-    drawn = rng.poisson(counts)
-    forward = transforms.get_transform(value_space).forward
-    return forward(drawn, drawn.sum(axis=1) + rng.poisson(rest))
+    return _poisson(counts, rest, value_space, np.random.default_rng(seed))
 
 
 def poisson_mse(
@@ -163,11 +160,17 @@ def poisson_mse(
     true = forward(counts, counts.sum(axis=1) + rest)
     rng, errors = np.random.default_rng(seed), []
     for _ in range(resamples):
-        drawn = rng.poisson(counts)
-        errors.append(
-            metrics.mse(forward(drawn, drawn.sum(axis=1) + rng.poisson(rest)), true, mask)
-        )
+        errors.append(metrics.mse(_poisson(counts, rest, value_space, rng), true, mask))
     return float(np.mean(errors))
+
+
+def _poisson(
+    counts: np.ndarray, rest: np.ndarray, value_space: str, rng: np.random.Generator
+) -> np.ndarray:
+    """The next Poisson resample of a generator, in the value space."""
+    drawn = rng.poisson(counts)
+    forward = transforms.get_transform(value_space).forward
+    return forward(drawn, drawn.sum(axis=1) + rng.poisson(rest))
 
 
 def _with_rest(counts: np.ndarray, total: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

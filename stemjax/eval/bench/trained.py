@@ -11,7 +11,7 @@ import pandas as pd
 from stemjax import config
 from stemjax.data import records
 from stemjax.eval import predict
-from stemjax.train import checkpoint, loop, writers
+from stemjax.train import loop, writers
 
 type Line = Callable[[int], writers.Writer]
 
@@ -59,13 +59,7 @@ def predict_means(
     Raises:
       CheckpointMismatchError: the workdir belongs to another run.
     """
-    output = line(experiment.train.steps) if line else None
-    try:
-        loop.train(experiment, source, workdir, outputs=[output] if output else [])
-    finally:
-        if output:
-            output.close()
-    trained = checkpoint.load(workdir)
+    trained = loop.train_shown(experiment, source, workdir, line)
     sampling = trained.card.task.estimate
     return {
         slide: predict.predict_slide(trained, source, slide, sampling).to_df() for slide in slides

@@ -11,12 +11,11 @@ import scipy.stats
 from jaxtyping import Bool, Float
 
 from stemjax.eval import metrics
+from stemjax.eval.metrics import arrays
 
 
 def deviations(values: Float[np.ndarray, "l g"]) -> Float[np.ndarray, "l g"]:
     """Deviations from each column's mean; exactly 0 where they are rounding."""
-    from stemjax.eval.metrics import arrays
-
     return arrays.centred(values, np.ones(values.shape, bool))[0]
 
 

@@ -25,7 +25,7 @@ class Scored:
 
     Attributes:
       values: by the keys of `COLUMNS`: the slide's and each resample's, [1+r]; NaN where undefined.
-      genes: per gene, on the slide: ``pcc``, ``mse``, ``moran``, [g] each.
+      genes: per gene, on the slide: ``pcc`` and ``mse``, [g] each.
     """
 
     values: Mapping[str, Float[np.ndarray, " r"]]
@@ -66,9 +66,7 @@ def score(
         values["pcc_spot"] = _per_spot(ground, mean)
     genes = {"pcc": pcc[0], "mse": np.mean((mean - ground.true) ** 2, axis=0)}
     if structure:
-        moran = ground.moran_of(mean)
-        genes["moran"] = moran[0]
-        values |= _structure(ground, mean, moran)
+        values |= _structure(ground, mean)
     if forecast is not None:
         values |= _spread(ground, forecast)
     if draws is not None:
@@ -86,16 +84,13 @@ def score_draws(ground: Ground, draws: Float[np.ndarray, "n l g"]) -> Scored:
         score(ground, draw, structure=i < _DRAWS_OF_STRUCTURE, ranks=False)
         for i, draw in enumerate(draws)
     ]
-    keys = each[0].values
+    first = each[0]
     return Scored(
         values={
             key: np.mean([one.values[key] for one in each if key in one.values], axis=0)
-            for key in keys
+            for key in first.values
         },
-        genes={
-            key: np.mean([e.genes[key] for e in each if key in e.genes], axis=0)
-            for key in each[0].genes
-        },
+        genes={key: np.mean([one.genes[key] for one in each], axis=0) for key in first.genes},
     )
 
 
@@ -194,9 +189,10 @@ def _variogram(ground: Ground, draws: np.ndarray) -> Float[np.ndarray, " r"]:
     return _mean_known(ground, each)
 
 
-def _structure(ground: Ground, pred: np.ndarray, moran: np.ndarray) -> dict[str, np.ndarray]:
+def _structure(ground: Ground, pred: np.ndarray) -> dict[str, np.ndarray]:
     """GSC, SSC, the error of Moran's I, SSIM, Wasserstein-1; constant predictions as `metrics`."""
     # A constant prediction has no spatial order, and goes with no other gene.
+    moran = ground.moran_of(pred)
     moran = np.where(np.isnan(moran), -1.0 / np.maximum(ground.n - 1, 1.0), moran)
     pairs = np.nan_to_num(ground.gene_correlation_of(pred), nan=0.0)
     found = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import subprocess
 import sys
 
 import anndata
+import made_slides
 import matplotlib.text
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from matplotlib.backends import backend_agg
 from PIL import Image
 
 from stemjax import errors
-from stemjax.data import embeddings, genes, images, records, slides
+from stemjax.data import genes, images, records, slides
 from stemjax.eval import joining, plots
 from stemjax.eval.plots import canvas
 
@@ -27,19 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option
 
 GENES = ("ACTB", "ERBB2", "G2")
 MPP = 2.5
-CONTRACT = embeddings.EncoderContract(
-    name="made",
-    width=1,
-    input_px=224,
-    fov_um=None,
-    resize="lanczos",
-    mean=(),
-    std=(),
-    pooling="none",
-    projection="none",
-    source="test",
-    revision="1",
-)
+CONTRACT = dataclasses.replace(made_slides.CONTRACT, width=1)
 
 
 @pytest.fixture(scope="module")
