@@ -59,7 +59,7 @@ def _matches(name: str, prefix: str) -> bool:
 
 def _layer(name: str) -> tuple[int, str]:
     for prefix, layer in LAYERS:
-        if _matches(name, prefix) and (prefix != "stemjax.config" or name == prefix):
+        if _matches(name, prefix):
             return layer, prefix
     raise AssertionError(f"{name} is in no layer")
 

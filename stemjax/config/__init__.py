@@ -1,0 +1,26 @@
+"""Experiments: an ml_collections ConfigDict becomes frozen dataclasses; an unknown key is an error.
+
+One file in ``configs/`` is one experiment. It returns `default_config()` with its own values, so
+that every key exists with a type that the command line can override, and `resolve` turns the
+result into an `Experiment` that the rest of the code reads. Checkpoints carry `as_json`: a stored
+experiment is data and is never executed.
+"""
+
+from stemjax.config.building import make_task
+from stemjax.config.schema import Data, Diffusion, Experiment, Model, Optim, Train
+from stemjax.config.values import as_json, default_config, differences, digest, resolve
+
+__all__ = [
+    "Data",
+    "Diffusion",
+    "Experiment",
+    "Model",
+    "Optim",
+    "Train",
+    "as_json",
+    "default_config",
+    "differences",
+    "digest",
+    "make_task",
+    "resolve",
+]

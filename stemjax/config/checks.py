@@ -1,0 +1,115 @@
+"""Values of an experiment that cannot work, found before anything is read or compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from stemjax import errors
+from stemjax.config.schema import Data, Diffusion, Experiment
+
+
+def check(experiment: Experiment) -> None:
+    """Checks the numbers of an experiment, and what goes together in it.
+
+    Raises:
+      ConfigError: a value that cannot work, by its key.
+    """
+    train, optim, diffusion = experiment.train, experiment.optim, experiment.diffusion
+    at_least_one = {
+        "train.steps": train.steps,
+        "train.batch": train.batch,
+        "train.accumulate": train.accumulate,
+        "train.log_every": train.log_every,
+        "train.save_every": train.save_every,
+        "train.keep": train.keep,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise errors.ConfigError(f"config.{name}", expected="at least 1", found=str(value))
+    if not 0 <= diffusion.mean_fraction <= 1:
+        raise errors.ConfigError(
+            "config.diffusion.mean_fraction",
+            expected="between 0 and 1",
+            found=str(diffusion.mean_fraction),
+        )
+    if train.batch % train.accumulate:
+        raise errors.ConfigError(
+            f"config.train.batch={train.batch}",
+            expected=f"a multiple of config.train.accumulate={train.accumulate}",
+        )
+    part = train.batch // train.accumulate
+    if diffusion.mean_fraction and not round(diffusion.mean_fraction * part):
+        raise errors.ConfigError(
+            f"config.diffusion.mean_fraction={diffusion.mean_fraction}",
+            expected=f"at least one mean token in {part} spots (batch / accumulate)",
+            found="none after rounding",
+            fix="raise config.train.batch or the fraction, or set the fraction to 0",
+        )
+    _check_data(experiment.data)
+    _check_diffusion(diffusion)
+    if not 0 <= optim.ema < 1:
+        raise errors.ConfigError(
+            "config.optim.ema", expected="at least 0 and below 1", found=str(optim.ema)
+        )
+    if experiment.model.width % experiment.model.heads:
+        raise errors.ConfigError(
+            f"config.model.width={experiment.model.width}",
+            expected=f"a multiple of config.model.heads={experiment.model.heads}",
+        )
+
+
+def _check_data(data: Data) -> None:
+    if data.manifest and (data.test or data.val):
+        raise errors.ConfigError(
+            "config.data.manifest beside config.data.test or config.data.val",
+            expected="one of the two ways to say which slides are held out",
+            found=f"manifest {data.manifest}, test {data.test or 'none'}, val {data.val or 'none'}",
+        )
+    if bool(data.manifest) != bool(data.fold):
+        raise errors.ConfigError(
+            "config.data.manifest and config.data.fold go together",
+            found=f"manifest {data.manifest or 'none'}, fold {data.fold or 'none'}",
+        )
+
+
+def _check_diffusion(diffusion: Diffusion) -> None:
+    bounds = {
+        "condition_noise": ("at least 0", diffusion.condition_noise >= 0),
+        "condition_dropout": ("at least 0 and below 1", 0 <= diffusion.condition_dropout < 1),
+        "noise_std": ("at least 0", diffusion.noise_std >= 0),
+        "noise_max": (
+            f"above noise_min = {diffusion.noise_min}, which is above 0",
+            0 < diffusion.noise_min < diffusion.noise_max,
+        ),
+        "weight_gamma": ("positive", diffusion.weight_gamma > 0),
+        "sigma_data": ("positive", diffusion.sigma_data > 0),
+    }
+    for name, (expected, holds) in bounds.items():
+        if not holds:
+            raise errors.ConfigError(
+                f"config.diffusion.{name}", expected=expected, found=str(getattr(diffusion, name))
+            )
+    for name in ("residual", "marginal"):
+        if getattr(diffusion, name) and not diffusion.mean_fraction:
+            raise errors.ConfigError(
+                f"config.diffusion.{name}",
+                expected="a mean token to go with it",
+                found="config.diffusion.mean_fraction=0",
+                fix="set config.diffusion.mean_fraction, say to 0.1",
+            )
+    if diffusion.process == "edm":
+        return
+    plain = dataclasses.replace(Diffusion(), process="ddpm", mean_fraction=0.0)
+    changed = [
+        field.name
+        for field in dataclasses.fields(Diffusion)
+        if getattr(diffusion, field.name) != getattr(plain, field.name)
+    ]
+    if changed:
+        name = changed[0]
+        raise errors.ConfigError(
+            f"config.diffusion.{name} with the published process",
+            expected=f"{getattr(plain, name)!r}: the process ddpm has no such option",
+            found=repr(getattr(diffusion, name)),
+            fix="set it so, or take config.diffusion.process=edm",
+        )

@@ -1,0 +1,164 @@
+"""What an experiment consists of: frozen dataclasses, each key with its type and default."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from stemjax.names import split_names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which records, which slides are held out, and how they become arrays.
+
+    Attributes:
+      records: record directories, comma-separated.
+      test: slides that training never sees, comma-separated.
+      val: slides for choices (early stopping, hyperparameters), comma-separated; may be empty.
+      manifest: file of folds (`stemjax split`) that says the roles instead of the two above.
+      fold: the fold of the manifest.
+      leakage: where a test patient also has a training slide, ``mark`` the result or ``refuse``.
+      transform: ``log2p1`` (published), ``log1p_cp10k`` or ``log1p`` (HEST-Benchmark).
+      standardise_expression: scale each gene to mean 0, std 1 over the training spots.
+      standardise_condition: scale each embedding feature likewise.
+      augment: choose one of the 8 flips and rotations per record and step; else the original.
+      residence: ``ram``, ``stream``, or ``auto`` (RAM where it fits).
+      allow_seen_panel: accept a test slide on which the gene panel was selected.
+    """
+
+    records: str = ""
+    test: str = ""
+    val: str = ""
+    manifest: str = ""
+    fold: str = ""
+    leakage: Literal["mark", "refuse"] = "mark"
+    transform: Literal["log2p1", "log1p_cp10k", "log1p"] = "log2p1"
+    standardise_expression: bool = True
+    standardise_condition: bool = True
+    augment: bool = True
+    residence: Literal["auto", "ram", "stream"] = "auto"
+    allow_seen_panel: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Size and precision of the Stem denoiser; see `stemjax.models.stem.StemConfig`."""
+
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: int = 4
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """Process, training noise and loss; see `stemjax.tasks.StemTask`.
+
+    Attributes:
+      process: ``edm``, or ``ddpm``, the published process: eps and learned variance over 1000
+        linear betas, which has none of the options below (mean_fraction must be 0).
+      noise: law of the training noise levels, ``lognormal`` or ``loguniform`` (log-SNR uniform).
+      noise_mean: mean of ln sigma (EDM's P_mean), for ``lognormal``.
+      noise_std: standard deviation of ln sigma (EDM's P_std), for ``lognormal``.
+      noise_min: smallest noise level, for ``loguniform``.
+      noise_max: largest noise level, for ``loguniform``.
+      weight: loss weight over noise levels, ``edm``, ``min_snr`` or ``soft_min_snr``.
+      weight_gamma: signal-to-noise ratio at which the last two level off.
+      sigma_data: standard deviation of the model's space; with ``residual``, of what the
+        condition leaves unexplained.
+      mean_fraction: share of each batch trained as the mean token; 1 is plain regression.
+      condition_noise: standard deviation of the noise added to the condition in training, in units
+        of its standardised features; regularises as ridge does.
+      condition_dropout: share of spots trained without their condition, which classifier-free
+        guidance needs.
+      residual: diffuse the expression less its mean given the condition (CorrDiff's form).
+      marginal: train a second output channel as the log variance of each gene given the
+        condition, for the spread in one evaluation (mode marginal).
+    """
+
+    process: Literal["edm", "ddpm"] = "edm"
+    noise: Literal["lognormal", "loguniform"] = "lognormal"
+    noise_mean: float = -1.2
+    noise_std: float = 1.2
+    noise_min: float = 0.01
+    noise_max: float = 80.0
+    weight: Literal["edm", "min_snr", "soft_min_snr"] = "edm"
+    weight_gamma: float = 5.0
+    sigma_data: float = 1.0
+    mean_fraction: float = 0.1
+    condition_noise: float = 0.0
+    condition_dropout: float = 0.0
+    residual: bool = False
+    marginal: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW with warm-up, clipping and an exponential moving average of the weights.
+
+    Attributes:
+      learning_rate: peak rate.
+      schedule: ``constant`` or ``cosine`` (to zero at the last step) after the warm-up.
+      warmup: steps of linear warm-up.
+      weight_decay: AdamW's, on kernels only.
+      clip: global norm of the gradient.
+      ema: decay of the moving average; ramps up as (1 + step) / (10 + step).
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 100
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Length and rhythm of a run, in steps.
+
+    Attributes:
+      steps: updates in all.
+      batch: spots an update, over all devices.
+      accumulate: parts that a batch is worked through in, one after another, before the update.
+        More parts need less memory; on a CPU, parts of about 8 stay in its caches and halve the
+        time.
+      log_every: steps between metrics.
+      validate_every: steps between validations on ``data.val``; 0 is never.
+      save_every: steps between checkpoints.
+      keep: checkpoints kept.
+    """
+
+    steps: int = 300_000
+    batch: int = 256
+    accumulate: int = 1
+    log_every: int = 50
+    validate_every: int = 1000
+    save_every: int = 1000
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that a run needs besides the records themselves."""
+
+    name: str = "stem"
+    seed: int = 0
+    data: Data = Data()
+    model: Model = Model()
+    diffusion: Diffusion = Diffusion()
+    optim: Optim = Optim()
+    train: Train = Train()
+
+    @property
+    def val_slides(self) -> tuple[str, ...]:
+        """Slides held out for choices."""
+        return split_names(self.data.val)
+
+    @property
+    def test_slides(self) -> tuple[str, ...]:
+        """Slides held out for test."""
+        return split_names(self.data.test)

@@ -1,0 +1,102 @@
+"""Experiments from and to plain values: an unknown key is an error, and so is another type."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import ml_collections
+
+from stemjax import errors
+from stemjax.config.checks import check
+from stemjax.config.schema import Experiment
+
+
+def default_config() -> Any:
+    """Returns an ml_collections.ConfigDict with every key of `Experiment` at its default.
+
+    Typed Any, because a ConfigDict has its attributes at run time only.
+    """
+    return ml_collections.ConfigDict(dataclasses.asdict(Experiment()))
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    types = get_type_hints(cls)
+    unknown = [name for name in values if name not in types]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], types, n=1)
+        raise errors.ConfigError(
+            f"unknown configuration key {where}{unknown[0]}",
+            expected="one of " + ", ".join(types),
+            fix=f"did you mean {where}{near[0]}?" if near else "remove it, or correct its name",
+        )
+    built = {}
+    for name, value in values.items():
+        kind = types[name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise errors.ConfigError(
+                    f"configuration key {where}{name}",
+                    expected="a group of keys",
+                    found=repr(value),
+                )
+            built[name] = _build(kind, value, f"{where}{name}.")
+        elif get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise errors.ConfigError(
+                    f"configuration key {where}{name}",
+                    expected=" or ".join(get_args(kind)),
+                    found=repr(value),
+                )
+            built[name] = value
+        else:
+            if kind is float and type(value) is int:
+                value = float(value)
+            if type(value) is not kind:
+                raise errors.ConfigError(
+                    f"configuration key {where}{name}",
+                    expected=kind.__name__,
+                    found=f"{value!r} ({type(value).__name__})",
+                )
+            built[name] = value
+    return cls(**built)
+
+
+def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Experiment:
+    """Returns the experiment that a ConfigDict or a plain dict describes.
+
+    Raises:
+      ConfigError: an unknown key, a value of another type, or one that cannot work.
+    """
+    if isinstance(values, ml_collections.ConfigDict):
+        values = values.to_dict()
+    experiment = _build(Experiment, values, "config.")
+    check(experiment)
+    return experiment
+
+
+def as_json(experiment: Experiment) -> dict[str, Any]:
+    """Returns the experiment as plain values; `resolve` reads it back."""
+    return dataclasses.asdict(experiment)
+
+
+def digest(experiment: Experiment) -> str:
+    """Returns the first 12 hex digits of the SHA-256 of the experiment's JSON."""
+    text = json.dumps(as_json(experiment), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns a line for every key whose value differs, as ``key: left -> right``."""
+    lines = []
+    for name in sorted({*left, *right}):
+        a, b = left.get(name), right.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            lines.append(f"{prefix}{name}: {a!r} -> {b!r}")
+    return lines
