@@ -4,43 +4,80 @@
     uv run python benchmarks/pages.py --check   # says whether the pages are those of the results
 
 A page has the two marks ``<!-- tables of NAME -->`` and ``<!-- end -->``; what stands between them
-is replaced by the tables of benchmarks/results/NAME.json.
+is replaced by the tables of benchmarks/results/NAME.json, or by a line that says that nobody has
+measured it. The tables are made by ``tables(result)`` of the script in `SCRIPTS` whose name NAME
+begins with, the longest of them: results of one script on other devices or configurations are
+``sampling_h200`` and such.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import pathlib
 import re
 import sys
-
-import her2st_floors
-import means
-import samplers
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- tables of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES = {
-    "samplers": samplers.tables,
-    "means": means.tables,
-    "her2st_floors": her2st_floors.tables,
+SCRIPTS = {
+    "samplers": "samplers",
+    "means": "means",
+    "her2st_floors": "her2st_floors",
+    "sampling": "sampling",
+    "tpu": "tpu",
+    "lite": "lite",
+    "training": "training",
+    "input": "input",
+    "compile": "compiling",
+    "parallel": "parallel",
+    "peers": "peers.tables",
+    "frontier": "frontier",
 }
+"""What a result's name begins with -> the module in benchmarks/ that has its ``tables``."""
 
 
-def filled(text: str) -> str:
-    """Returns a page with its marked places filled from the results."""
+def filled(text: str, results: pathlib.Path = RESULTS) -> str:
+    """Returns a page with its marked places filled from the results.
+
+    Raises:
+      LookupError: a result that no script makes tables of.
+    """
 
     def tables(match: re.Match[str]) -> str:
-        result = json.loads((samplers.RESULTS / f"{match[2]}.json").read_text())
-        made = (
-            f"Measured on {result['cores']} shared {result['device']} cores, load "
-            f"{result['load']:.1f} at the start, jax {result['jax']}, stemjax "
-            f"{result['stemjax']} at {result['commit']}."
-        )
-        return f"{match[1]}\n{made}\n\n{TABLES[match[2]](result)}\n\n{match[3]}"
+        path = results / f"{match[2]}.json"
+        made = "Not measured yet."
+        if path.is_file():
+            result = json.loads(path.read_text())
+            made = f"{measured(result)}\n\n{_tables_of(match[2])(result)}"
+        return f"{match[1]}\n{made}\n\n{match[3]}"
 
     return MARKED.sub(tables, text)
+
+
+def measured(result: dict[str, Any]) -> str:
+    """Returns where and when a result was measured, as a sentence."""
+    where = f"{result['cores']} shared {result['device']} cores"
+    if result.get("platform", "cpu") != "cpu":
+        where = f"{result['devices']} {result['device']}"
+    load = f"load {result['load']:.1f} at the start"
+    if "load_end" in result:
+        load += f" and {result['load_end']:.1f} at the end"
+    when = f" on {result['date'][:10]}" if "date" in result else ""
+    return (
+        f"Measured{when} on {where}, {load}, jax {result['jax']}, stemjax "
+        f"{result['stemjax']} at {result['commit']}."
+    )
+
+
+def _tables_of(name: str) -> Any:
+    known = [script for script in SCRIPTS if name == script or name.startswith(f"{script}_")]
+    if not known:
+        raise LookupError(f"benchmarks/results/{name}.json: no script of pages.SCRIPTS makes it")
+    return importlib.import_module(SCRIPTS[max(known, key=len)]).tables
 
 
 def main() -> None:

@@ -37,7 +37,9 @@ def get_config() -> Any:
     c.optim.weight_decay = 0.0
     c.optim.clip = 1e9  # none, as published
     c.optim.ema = 0.9999
+    c.data.residence = "auto"  # on the accelerator, where the rows take no more than half of it
     c.train.batch = 256
+    c.train.steps_per_call = 10  # divides 50 and 5000, the rhythms below and of the log
     c.train.steps = 300_000
     c.train.validate_every = 5000
     c.train.save_every = 5000

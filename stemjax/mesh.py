@@ -8,6 +8,7 @@ otherwise, e.g. ``Layout(mesh=mesh, rules=((r"blocks/.*/kernel", P(None, "data")
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -74,6 +75,13 @@ class Layout:
     def data(self) -> NamedSharding:
         """The sharding of a batch: axis 0 over `data`."""
         return NamedSharding(self.mesh, PartitionSpec(DATA))
+
+    def in_force(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns a context in which kernels that XLA cannot split find the mesh to split over.
+
+        Programs are traced in it; it changes nothing for those that have no such kernel.
+        """
+        return jax.set_mesh(cast(Mesh, self.mesh))
 
     def shardings(self, abstract: PyTree) -> PyTree:
         """A sharding for each array of a tree, by the first rule found in its path.

@@ -17,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
+# Commands that tests run keep no compiled programs in the user's cache.
+os.environ.setdefault("STEMJAX_CACHE", "off")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

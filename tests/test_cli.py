@@ -142,6 +142,28 @@ def test_predicting_again_gives_the_same_numbers(made):
     np.testing.assert_allclose(one.X, two.X, atol=1e-3)
 
 
+def test_a_summary_has_the_draws_numbers_without_the_draws_and_is_scored(made):
+    brief = made / "brief.h5ad"
+    command = ["predict", "--checkpoint", f"{made}/run", "--records", f"{made}/records",
+               "--slide", "R1", "--mode", "draws", "--n-draws", "4", "--steps", "3",
+               "--summary-only", "--quantiles", ".05,.5", "-o", f"{brief}"]  # fmt: skip
+    assert cli.main(command) == 0
+    one, two = joining.read(made / "out.h5ad"), joining.read(brief)
+    assert "stemjax_draws" not in two.obsm
+    near = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of four
+    np.testing.assert_allclose(two.X, one.X, **near)
+    median = np.quantile(one.obsm["stemjax_draws"], 0.5, axis=1)
+    np.testing.assert_allclose(two.layers["stemjax_q50"], median, **near)
+    scores = made / "brief.json"
+    command = ["evaluate", f"{brief}", "--truth", f"{made}/records", "-o", f"{scores}"]
+    assert cli.main(command) == 0
+    row = json.loads(scores.read_text())["rows"][0]
+    whole = json.loads((made / "metrics.json").read_text())["rows"][0]
+    # Two roundings of one mean.
+    mse = [of["scores"]["mse"]["value"] for of in (row, whole)]
+    assert mse[0] == pytest.approx(mse[1], rel=1e-4)
+
+
 def test_preparing_again_does_nothing_more(made, capsys):
     def times():
         return {
@@ -163,6 +185,10 @@ def test_preparing_again_does_nothing_more(made, capsys):
           "-o", "{}/x.h5ad"], "SJ-K01", "nowhere"),
         (["predict", "--checkpoint", "{}/run", "--records", "{}/records", "--slide", "R9",
           "-o", "{}/x.h5ad"], "SJ-D06", "R9"),
+        (["predict", "--checkpoint", "{}/run", "--records", "{}/records", "--slide", "R1",
+          "--quantiles", ".5", "-o", "{}/x.h5ad"], "SJ-C01", "--summary-only"),
+        (["predict", "--checkpoint", "{}/run", "--records", "{}/records", "--slide", "R1", "--mode",
+          "draws", "--summary-only", "--quantiles", "a", "-o", "{}/x.h5ad"], "SJ-C01", "0 to 1"),
         (["evaluate", "{}/none.h5ad", "--truth", "{}/records", "-o", "{}/x.json"],
          "SJ-E01", "none.h5ad"),
         (["train", "--config=nowhere.py", "--workdir={}/w"], "SJ-C01", "nowhere.py"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
 
 import jax
@@ -191,6 +193,10 @@ def test_the_digest_follows_every_value():
     other = config.resolve({**config.as_json(one), "seed": 1})
     assert config.digest(one) == config.digest(config.resolve(config.as_json(one)))
     assert config.digest(one) != config.digest(other)
+    # Of the differences from the defaults alone, so that later keys do not change it.
+    changed = json.dumps({"model": {"width": 12}, "seed": 3}, sort_keys=True)
+    two = config.resolve({"seed": 3, "model": {"width": 12, "depth": 12}})
+    assert config.digest(two) == hashlib.sha256(changed.encode()).hexdigest()[:12]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

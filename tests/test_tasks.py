@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_networks
 
-from stemjax import config, errors, tasks
-from stemjax.diffusion import sampler
-from stemjax.models import network
+from stemjax import config, errors, mesh, tasks
+from stemjax.diffusion import noise, sampler
+from stemjax.eval import metrics
+from stemjax.tasks import predictor
 
 GENES, WIDTH = 5, 3
 
@@ -24,9 +28,9 @@ def _linear_task(**changes) -> tasks.StemTask:
         return cond @ params["w"] + 0.1 * x + 0.0 * level[:, None]
 
     return tasks.StemTask(
-        network=network.Network(init=init, apply=apply),
+        network=toy_networks.conditional(apply, init),
         genes=GENES,
-        noise=config.noise.LogNormal(mean=0.0, std=1.0),
+        noise=noise.LogNormal(mean=0.0, std=1.0),
         **changes,
     )
 
@@ -106,27 +110,91 @@ def test_prediction_does_not_depend_on_portions_or_company(key, mode):
     assert np.abs(whole[:, 0] - whole[:, 1]).max() > 0.01  # spots differ, so order is tested
 
 
-def test_one_program_serves_any_number_of_spots(key):
+@pytest.mark.parametrize(
+    ("spots", "sizes", "expected"),
+    [
+        (11, (4, 1), [(0, 4, 4), (4, 8, 4), (8, 11, 4)]),
+        (9, (4, 1), [(0, 4, 4), (4, 8, 4), (8, 9, 1)]),
+        (100, (64, 16, 4), [(0, 64, 64), (64, 100, 64)]),
+        (67, (64, 16, 4), [(0, 64, 64), (64, 67, 4)]),
+        (5, (64, 16, 4), [(0, 5, 16)]),
+        (64, (64, 16, 4), [(0, 64, 64)]),
+    ],
+)
+def test_portions_by_hand(spots, sizes, expected):
+    assert list(predictor.portions(spots, sizes)) == expected
+
+
+def test_a_job_of_many_slides_compiles_three_programs_at_most(key):
     task = _stem_task()
-    traces = []
-    original = tasks.StemTask.predict
+    params = _awake(task, key)
+    layout = mesh.make_layout(jax.local_devices()[:1])
+    predict = tasks.make_predictor(task, tasks.Sampling(mode="mean"), rows=32, layout=layout)
+    assert (predict.sizes, predict.compilations) == ((32, 8, 2), 0)
+    cond, keys = _batch(70)["cond"], sampler.spot_keys(0, "S", [str(i) for i in range(70)])
+    whole = jax.jit(functools.partial(task.predict, sampling=tasks.Sampling(mode="mean")))(
+        params, cond, keys
+    )
+    seen = []
+    for n in (70, 33, 1, 5, 31, 64, 2, 9, 40):
+        # float32, the same products in other shapes.
+        np.testing.assert_allclose(
+            predict(params, cond[:n], keys[:n]), whole[:, :n], rtol=1e-4, atol=1e-4
+        )
+        seen.append(predict.compilations)
+    # 70 = 32 + 32 + 6 (8); 33 = 32 + 1 (2); all others fit into these.
+    assert seen == [2, 3, *[3] * 7]
 
-    def counted(self, *args, **kwargs):
-        traces.append(1)
-        return original(self, *args, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks.StemTask, "predict", counted)
-        predict = tasks.make_predictor(task, tasks.Sampling(mode="mean"), rows=4)
-        for n in (9, 4, 11):
-            keys = sampler.spot_keys(0, "S", [str(i) for i in range(n)])
-            predict(task.init(key), _batch(n)["cond"], keys)
-    assert len(traces) == 1
+@pytest.mark.parametrize("mode", ["mean", "draws"])
+def test_four_devices_predict_what_one_does(key, mode):
+    task = _stem_task()
+    params, cond = _awake(task, key), _batch(11)["cond"]
+    keys = sampler.spot_keys(3, "S", [str(i) for i in range(11)])
+    sampling = tasks.Sampling(mode=mode, n_draws=4, steps=3)
+    devices = jax.local_devices()
+    assert len(devices) == 4
+    found = []
+    for count in (1, 4):
+        predict = tasks.make_predictor(
+            task, sampling, rows=4, layout=mesh.make_layout(devices[:count])
+        )
+        assert all(size % count == 0 for size in predict.sizes)
+        found.append(predict(params, cond, keys))
+    # The same sums in other matmul shapes, fp32: a few ulp of values of size about 10.
+    np.testing.assert_allclose(*found, atol=2e-4)
+
+
+def test_the_same_prediction_has_the_same_predictor():
+    task, mean = _stem_task(), tasks.Sampling(mode="mean")
+    first = tasks.make_predictor(task, mean, rows=4)
+    assert tasks.make_predictor(task, tasks.Sampling(mode="mean"), rows=4) is first
+    assert tasks.make_predictor(task, mean, rows=5) is not first
+    assert tasks.make_predictor(_stem_task(), mean, rows=4) is not first
+
+
+def test_rows_at_a_time_fit_the_cache_or_fill_the_accelerator(monkeypatch):
+    class Device:
+        platform, stats = "cpu", None
+
+        def memory_stats(self):
+            return self.stats
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    monkeypatch.setattr(predictor, "_last_cache", lambda: 32 * 2**20)
+    published = 200 * 1536 * 4
+    assert predictor.rows_at_a_time(published) == 16  # 19.7 MB of 33.6
+    assert predictor.rows_at_a_time(10**9) == 1
+    Device.platform, Device.stats = "gpu", {"bytes_limit": 139 * 2**30}
+    assert predictor.rows_at_a_time(published // 2) == 4096
+    Device.stats = {"bytes_limit": 2**30}
+    assert predictor.rows_at_a_time(published // 2) == 218  # 2^30 / (8 x 614,400)
 
 
 def test_progress_counts_spots(key):
     task, seen = _stem_task(), []
-    predict = tasks.make_predictor(task, tasks.Sampling(mode="mean"), rows=4)
+    layout = mesh.make_layout(jax.local_devices()[:1])
+    predict = tasks.make_predictor(task, tasks.Sampling(mode="mean"), rows=4, layout=layout)
     keys = sampler.spot_keys(0, "S", [str(i) for i in range(10)])
     predict(
         task.init(key),
@@ -135,6 +203,33 @@ def test_progress_counts_spots(key):
         progress=lambda done, total, what: seen.append((done, total)),
     )
     assert seen == [(4, 10), (8, 10), (10, 10)]
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_a_summary_is_that_of_the_draws(antithetic):
+    draws = np.random.default_rng(0).normal(2.0, 3.0, (6, 4, 5)).astype(np.float32)
+    found = tasks.Summary(antithetic=antithetic, quantiles=(0.05, 0.5))(draws)
+    exact = draws.astype(np.float64)
+    expected = [
+        exact.mean(axis=0),
+        exact.std(axis=0, ddof=1),
+        metrics.draw_standard_error(draws, antithetic=antithetic),
+        *np.quantile(exact, (0.05, 0.5), axis=0),
+    ]
+    np.testing.assert_allclose(found, np.stack(expected), rtol=2e-5)  # float32 sums of six
+
+
+def test_a_summary_of_one_pair_has_no_standard_error():
+    draws = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
+    found = np.asarray(tasks.Summary(antithetic=True)(draws))
+    assert np.isnan(found[2]).all()
+    assert np.isfinite(found[:2]).all()
+
+
+@pytest.mark.parametrize("levels", [(0.5, 0.1), (0.5, 0.5), (-0.1,), (1.5,), (float("nan"),)])
+def test_quantile_levels_that_do_not_rise_are_named(levels):
+    with pytest.raises(errors.ConfigError, match="quantiles of the draws"):
+        tasks.Summary(antithetic=False, quantiles=levels)
 
 
 def test_row_keys_follow_slide_and_barcode_not_position(toy_records):

@@ -29,6 +29,9 @@ from stemjax.cli import (
 
 NOTICE = "Research use only. Not for clinical or diagnostic use."
 
+_COMPILE = ("demo", "train", "calibrate", "predict", "evaluate", "report", "bench")
+"""Commands that run networks."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns its exit code."""
@@ -38,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}; see stemjax {args.command} --help")
     try:
         with _plain_log():
+            if args.command in _COMPILE:
+                from stemjax import compilation
+
+                compilation.enable_cache()
             args.run(args, rest)
     except errors.StemjaxError as error:
         if args.debug:

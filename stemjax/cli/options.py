@@ -34,10 +34,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows",
         type=int,
-        default=256,
         metavar="N",
-        help="(spot, draw) pairs on the device at a time; no effect on results "
-        "(default: %(default)s)",
+        help="(spot, draw) pairs on a device at a time; no effect on results (default: what fills "
+        "an accelerator, or a CPU's cache)",
     )
 
 

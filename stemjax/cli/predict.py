@@ -8,11 +8,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stemjax import names
+from stemjax import errors, names
 from stemjax.cli import options
 
 if TYPE_CHECKING:
     import anndata
+
+    from stemjax import tasks
 
 
 def add(commands: options.Commands) -> None:
@@ -40,8 +42,42 @@ def add(commands: options.Commands) -> None:
         "-o", "--output", type=pathlib.Path, required=True, metavar="FILE", help=".h5ad to write"
     )
     options.add_sampling(parser)
+    _add_summary(parser)
     _add_steering(parser)
     parser.set_defaults(run=_run)
+
+
+def _add_summary(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--summary-only",
+        action="store_true",
+        help="with --mode draws, keep mean, spread and quantiles and not the draws themselves: for "
+        "slides of very many spots",
+    )
+    parser.add_argument(
+        "--quantiles",
+        default="",
+        metavar="LEVELS",
+        help="with --summary-only, quantiles of the draws to write, e.g. .05,.5,.95",
+    )
+
+
+def _summary(args: argparse.Namespace, sampling: tasks.Sampling) -> tasks.Summary | None:
+    """What is kept of the draws, or None for the draws themselves."""
+    from stemjax import tasks
+
+    levels = names.split_names(args.quantiles)
+    if not args.summary_only:
+        if levels:
+            raise errors.ConfigError("--quantiles", expected="--summary-only beside it")
+        return None
+    try:
+        quantiles = tuple(map(float, levels))
+    except ValueError as error:
+        raise errors.ConfigError(
+            "--quantiles", expected="numbers from 0 to 1", found=args.quantiles
+        ) from error
+    return tasks.Summary(antithetic=sampling.in_pairs, quantiles=quantiles)
 
 
 def _add_steering(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +150,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
             sampling,
             seed=args.seed,
             rows=args.rows,
+            summary=_summary(args, sampling),
             steer=steer,
             divergence=args.likelihood,
             progress=bar,

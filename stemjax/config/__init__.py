@@ -6,7 +6,7 @@ result into an `Experiment` that the rest of the code reads. Checkpoints carry `
 experiment is data and is never executed.
 """
 
-from stemjax.config.building import make_task
+from stemjax.config.building import flops_per_evaluation, make_task, network_shape
 from stemjax.config.schema import Data, Diffusion, Experiment, Model, Optim, Train
 from stemjax.config.values import as_json, default_config, differences, digest, resolve
 
@@ -21,6 +21,8 @@ __all__ = [
     "default_config",
     "differences",
     "digest",
+    "flops_per_evaluation",
     "make_task",
+    "network_shape",
     "resolve",
 ]

@@ -7,22 +7,18 @@ import dataclasses
 from stemjax import tasks
 from stemjax.config.schema import Experiment
 from stemjax.diffusion import noise
-from stemjax.models import stem
+from stemjax.models import lite, stem
 
 
 def make_task(experiment: Experiment, *, genes: int, condition: int) -> tasks.DiffusionTask:
     """Returns an experiment's task for ``genes`` genes and embeddings ``condition`` wide."""
-    model, diffusion = experiment.model, experiment.diffusion
-    published = diffusion.process == "ddpm"
-    built = stem.make_stem(
-        stem.StemConfig(
-            genes=genes,
-            condition=condition,
-            channels=2 if published or diffusion.marginal else 1,
-            **dataclasses.asdict(model),
-        )
-    )
-    if published:
+    diffusion = experiment.diffusion
+    shape = network_shape(experiment, genes=genes, condition=condition)
+    if isinstance(shape, lite.LiteConfig):
+        built = lite.make_lite(shape)
+    else:
+        built = stem.make_stem(shape)
+    if diffusion.process == "ddpm":
         return tasks.DdpmTask(network=built, genes=genes)
     law = noise.LogNormal(mean=diffusion.noise_mean, std=diffusion.noise_std)
     if diffusion.noise == "loguniform":
@@ -40,3 +36,27 @@ def make_task(experiment: Experiment, *, genes: int, condition: int) -> tasks.Di
         residual=diffusion.residual,
         marginal=diffusion.marginal,
     )
+
+
+def network_shape(
+    experiment: Experiment, *, genes: int, condition: int
+) -> stem.StemConfig | lite.LiteConfig:
+    """Returns the shape of an experiment's network for so many genes and such embeddings."""
+    options = dataclasses.asdict(experiment.model)
+    two = experiment.diffusion.process == "ddpm" or experiment.diffusion.marginal
+    given = {"genes": genes, "condition": condition, "channels": 2 if two else 1}
+    if options.pop("kind") == "lite":
+        return lite.LiteConfig(**given, **options)
+    del options["latents"]
+    return stem.StemConfig(**given, **options)
+
+
+def flops_per_evaluation(experiment: Experiment, *, genes: int, condition: int) -> int:
+    """Returns the floating-point operations of one evaluation of an experiment's network.
+
+    For one spot, by formula; a training step costs three times as many.
+    """
+    shape = network_shape(experiment, genes=genes, condition=condition)
+    if isinstance(shape, lite.LiteConfig):
+        return lite.flops_per_evaluation(shape)
+    return stem.flops_per_evaluation(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from stemjax import errors
-from stemjax.config.schema import Data, Diffusion, Experiment
+from stemjax.config.schema import Data, Diffusion, Experiment, Model
 
 
 def check(experiment: Experiment) -> None:
@@ -19,6 +19,7 @@ def check(experiment: Experiment) -> None:
         "train.steps": train.steps,
         "train.batch": train.batch,
         "train.accumulate": train.accumulate,
+        "train.steps_per_call": train.steps_per_call,
         "train.log_every": train.log_every,
         "train.save_every": train.save_every,
         "train.keep": train.keep,
@@ -51,10 +52,21 @@ def check(experiment: Experiment) -> None:
         raise errors.ConfigError(
             "config.optim.ema", expected="at least 0 and below 1", found=str(optim.ema)
         )
-    if experiment.model.width % experiment.model.heads:
+    _check_model(experiment.model)
+
+
+def _check_model(model: Model) -> None:
+    if model.latents < 0 or (model.latents and model.kind != "lite"):
         raise errors.ConfigError(
-            f"config.model.width={experiment.model.width}",
-            expected=f"a multiple of config.model.heads={experiment.model.heads}",
+            f"config.model.latents={model.latents}",
+            expected="0 or more" if model.kind == "lite" else "0: only the kind lite has latents",
+            fix="" if model.kind == "lite" else "set config.model.kind=lite",
+        )
+    has_heads = model.kind == "stem" or model.latents
+    if has_heads and model.width % model.heads:
+        raise errors.ConfigError(
+            f"config.model.width={model.width}",
+            expected=f"a multiple of config.model.heads={model.heads}",
         )
 
 

@@ -23,7 +23,9 @@ class Data:
       standardise_expression: scale each gene to mean 0, std 1 over the training spots.
       standardise_condition: scale each embedding feature likewise.
       augment: choose one of the 8 flips and rotations per record and step; else the original.
-      residence: ``ram``, ``stream``, or ``auto`` (RAM where it fits).
+      residence: where the training rows lie: ``device`` (every accelerator holds them all, and a
+        step is handed row numbers alone), ``ram``, ``stream`` (read from disk at every step), or
+        ``auto``: the first of these where they fit; on a CPU the device is the RAM.
       allow_seen_panel: accept a test slide on which the gene panel was selected.
     """
 
@@ -37,13 +39,18 @@ class Data:
     standardise_expression: bool = True
     standardise_condition: bool = True
     augment: bool = True
-    residence: Literal["auto", "ram", "stream"] = "auto"
+    residence: Literal["auto", "ram", "stream", "device"] = "auto"
     allow_seen_panel: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """Size and precision of the Stem denoiser; see `stemjax.models.stem.StemConfig`."""
+    """Kind, size and precision of the denoiser.
+
+    ``kind`` is ``stem``, a token a gene (`stemjax.models.stem.StemConfig`), or ``lite``, the whole
+    profile through one vector or through so many ``latents`` (`stemjax.models.lite.LiteConfig`).
+    ``remat`` is the older spelling of ``train.remat = "blocks"``, which stored experiments have.
+    """
 
     width: int = 384
     depth: int = 12
@@ -51,6 +58,9 @@ class Model:
     mlp_ratio: int = 4
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    attention: Literal["auto", "xla", "cudnn", "flash"] = "auto"
+    kind: Literal["stem", "lite"] = "stem"
+    latents: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +128,7 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """Length and rhythm of a run, in steps.
+    """Length, rhythm and memory of a run; lengths are in steps.
 
     Attributes:
       steps: updates in all.
@@ -126,6 +136,12 @@ class Train:
       accumulate: parts that a batch is worked through in, one after another, before the update.
         More parts need less memory; on a CPU, parts of about 8 stay in its caches and halve the
         time.
+      steps_per_call: updates handed to the device at a time, at most; it takes the largest number
+        that divides log_every, validate_every and save_every. Worth it on an accelerator whose
+        update takes no longer than the host's handing it over; the same numbers up to rounding.
+      remat: whether each block is computed again in the backward pass instead of kept, about a
+        third more arithmetic for a fraction of the memory: ``none``, ``blocks``, or ``auto``, which
+        does so where the compiled update would not fit the accelerator's memory.
       log_every: steps between metrics.
       validate_every: steps between validations on ``data.val``; 0 is never.
       save_every: steps between checkpoints.
@@ -135,6 +151,8 @@ class Train:
     steps: int = 300_000
     batch: int = 256
     accumulate: int = 1
+    steps_per_call: int = 1
+    remat: Literal["auto", "none", "blocks"] = "auto"
     log_every: int = 50
     validate_every: int = 1000
     save_every: int = 1000

@@ -85,9 +85,19 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
 
 
 def digest(experiment: Experiment) -> str:
-    """Returns the first 12 hex digits of the SHA-256 of the experiment's JSON."""
-    text = json.dumps(as_json(experiment), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """Returns the first 12 hex digits of the SHA-256 of what differs from the defaults, as JSON.
+
+    A key that a later version adds changes no digest while it is at its default.
+    """
+    plain, defaults = as_json(experiment), as_json(Experiment())
+    changed = {
+        name: {key: v for key, v in value.items() if v != defaults[name][key]}
+        if isinstance(value, dict)
+        else value
+        for name, value in plain.items()
+        if value != defaults[name]
+    }
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,154 +1,57 @@
 """Batches as a function of (seed, step): the same rows for any number of processes.
 
     Schedule  (seed, step) -> row numbers and variants      no state but the step
-    view      row numbers and variants -> Batch             in RAM, or streamed from disk
+    view      row numbers and variants -> Batch             on the devices, in RAM, or from disk
 
-Step t takes the global positions t*batch ... t*batch + batch - 1 of an endless sequence of shuffled
-epochs, so no spot is dropped at the end of an epoch and a batch may be larger than the data. Each
-process computes the same global rows and reads its own contiguous slice. Resuming needs the step,
-nothing else; so does restarting with another number of processes.
+What a view hands to a step goes from the host to the devices; ``show``, inside the compiled step,
+makes the batch of it. Views in RAM and from disk hand over the batch itself; a view on the devices
+(`stemjax.data.resident`) hands over numbers of rows and variants alone.
 
-Both views give equal batches, bit for bit: where the rows lie is a question of speed only.
+All views give equal batches, bit for bit on a CPU: where the rows lie is a question of speed only.
 """
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
-import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
+import jax
 import numpy as np
 
 from stemjax import errors
 from stemjax import typing as st
 from stemjax.data import records as records_lib
+from stemjax.data import resident
 from stemjax.data import space as space_lib
-
-# The last word of the Philox counter names the stream, so that row orders and variants drawn with
-# equal key words, such as epoch 7 and step 7, share no random number.
-_ROW_STREAM, _VARIANT_STREAM = 1, 2
-
-
-def _raw(seed: int, index: int, stream: int, n: int) -> np.ndarray:
-    """`n` random 64-bit words of the stream; Philox's raw words never change between versions."""
-    key = np.array([seed, index], np.uint64)
-    counter = np.array([0, 0, 0, stream], np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(n)
-
-
-# Two epochs meet in a batch and prefetching threads may be one ahead: a few suffice.
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Order of the `n` rows in one epoch, [n] int64.
-
-    A stable sort of raw words, since numpy promises to keep the raw words of a bit generator
-    between versions and does not promise to keep `Generator.permutation`.
-    """
-    order = np.argsort(_raw(seed, epoch, _ROW_STREAM, n), kind="stable")
-    order.flags.writeable = False
-    return order
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Rows and variants of every step.
-
-    Attributes:
-      n: rows of the data.
-      batch: rows of a global batch, over all processes.
-      seed: fixes the order of rows and the choice of variants.
-      variants: variants to draw from, uniformly; 1 uses the original patch only.
-
-    Raises:
-      ConfigError: a number is out of range.
-    """
-
-    n: int
-    batch: int
-    seed: int
-    variants: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("n", "batch", "variants"):
-            if getattr(self, name) < 1:
-                raise errors.ConfigError(
-                    f"The schedule's {name} cannot work",
-                    expected="at least 1",
-                    found=str(getattr(self, name)),
-                    fix="Check the batch size, and that the training slides have spots",
-                )
-        if not 0 <= self.seed < 2**64:
-            raise errors.ConfigError(
-                "The data seed cannot work",
-                expected="0 to 2**64 - 1",
-                found=str(self.seed),
-                fix="Choose a seed that is not negative",
-            )
-
-    def rows(self, step: int) -> np.ndarray:
-        """Row numbers of the global batch of `step`, [b] int64.
-
-        Every `n` consecutive positions from a multiple of `n` on hold each row once.
-        """
-        first, end = step * self.batch, (step + 1) * self.batch
-        out = np.empty(self.batch, np.int64)
-        for epoch in range(first // self.n, (end - 1) // self.n + 1):
-            start, stop = max(first, epoch * self.n), min(end, (epoch + 1) * self.n)
-            order = _epoch_order(self.seed, epoch, self.n)
-            out[start - first : stop - first] = order[
-                start - epoch * self.n : stop - epoch * self.n
-            ]
-        return out
-
-    def variant(self, step: int) -> np.ndarray:
-        """Variant of each row of the global batch of `step`, [b] int64 below `variants`."""
-        if self.variants == 1:
-            return np.zeros(self.batch, np.int64)
-        words = _raw(self.seed, step, _VARIANT_STREAM, self.batch)
-        return (words % np.uint64(self.variants)).astype(np.int64)
-
-    def local(
-        self, step: int, process_index: int = 0, process_count: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and variants that one process reads: its contiguous slice of the global batch.
-
-        Returns:
-          Rows and variants, each [b / process_count] int64.
-
-        Raises:
-          ConfigError: the batch does not divide among the processes.
-        """
-        if (
-            process_count < 1
-            or self.batch % process_count
-            or not 0 <= process_index < process_count
-        ):
-            raise errors.ConfigError(
-                f"A global batch of {self.batch} rows does not divide among {process_count} "
-                f"processes (this is process {process_index})",
-                expected="a multiple of the number of processes",
-                fix="Change the batch size",
-            )
-        width = self.batch // process_count
-        mine = slice(process_index * width, (process_index + 1) * width)
-        return self.rows(step)[mine], self.variant(step)[mine]
+from stemjax.data.schedule import Schedule, made_ahead
 
 
 class View(Protocol):
-    """Batches of one set of rows, wherever they lie."""
+    """Batches of one set of rows, wherever they lie.
+
+    Attributes:
+      n: rows.
+      variants: variants of each row's embedding.
+    """
 
     n: int
     variants: int
 
+    @property
+    def table(self) -> Mapping[str, jax.Array]:
+        """What lies on the devices for as long as the view is used; empty for rows of the host."""
+        ...
+
+    def show(self, table: Mapping[str, Any], handed: Mapping[str, Any]) -> st.Batch:
+        """The batch that was handed over: a pure function, for use inside the compiled step."""
+        ...
+
     def batch_at(
         self, schedule: Schedule, step: int, process_index: int = 0, process_count: int = 1
-    ) -> st.Batch:
-        """This process's part of the batch of `step`."""
+    ) -> Mapping[str, Any]:
+        """What this process hands over for `step`."""
         ...
 
     def batches(
@@ -158,12 +61,26 @@ class View(Protocol):
         stop_step: int,
         process_index: int = 0,
         process_count: int = 1,
-    ) -> Iterator[st.Batch]:
-        """The batches of the steps from `start_step` to before `stop_step`, made ahead of use."""
+    ) -> Iterator[Mapping[str, Any]]:
+        """The same of the steps from `start_step` to before `stop_step`, made ahead of use."""
         ...
 
 
-class ResidentView:
+class HostView:
+    """What views whose rows come from the host have in common: a batch is handed over whole."""
+
+    @property
+    def table(self) -> Mapping[str, jax.Array]:
+        """Nothing lies on the devices."""
+        return {}
+
+    def show(self, table: Mapping[str, Any], handed: Mapping[str, Any]) -> st.Batch:
+        """The batch, which is what was handed over."""
+        del table
+        return st.Batch(cond=handed["cond"], x0=handed["x0"], mask=handed["mask"])
+
+
+class ResidentView(HostView):
     """A view that holds the rows in RAM and only gathers.
 
     Args:
@@ -187,7 +104,7 @@ class ResidentView:
         Raises:
           ConfigError: the schedule counts other rows or variants than there are.
         """
-        _require_fit(schedule, self)
+        schedule.require_fit(self.n, self.variants)
         rows, variants = schedule.local(step, process_index, process_count)
         return st.Batch(
             cond=self._space.encode_condition(self._embeddings[rows, variants]),
@@ -207,15 +124,15 @@ class ResidentView:
 
         One thread gathers ahead while the device works on the batch before.
         """
-        _require_fit(schedule, self)
+        schedule.require_fit(self.n, self.variants)
 
         def make(step: int) -> st.Batch:
             return self.batch_at(schedule, step, process_index, process_count)
 
-        return _made_ahead(make, range(start_step, stop_step), ahead=self._ahead)
+        return made_ahead(make, range(start_step, stop_step), ahead=self._ahead)
 
 
-class StreamingView:
+class StreamingView(HostView):
     """A view that reads each batch from the array_record shards, by grain's threads.
 
     Grain's own shuffling, epochs and process slices are not used: its epoch e of seed s equals
@@ -255,7 +172,7 @@ class StreamingView:
           ConfigError: the schedule counts other rows or variants than there are.
           RecordsError: a shard was damaged since it was checked.
         """
-        _require_fit(schedule, self)
+        schedule.require_fit(self.n, self.variants)
         rows, variants = schedule.local(step, process_index, process_count)
         return self._space.batch(self._source.gather(rows), variants)
 
@@ -270,7 +187,7 @@ class StreamingView:
         """The batches of the steps from `start_step` to before `stop_step`, read ahead."""
         import grain  # 2 s, and the resident view does without it
 
-        _require_fit(schedule, self)
+        schedule.require_fit(self.n, self.variants)
 
         def make(step: int) -> st.Batch:
             return self.batch_at(schedule, step, process_index, process_count)
@@ -286,36 +203,48 @@ def choose_view(
     slide_ids: Sequence[str],
     space: space_lib.Space,
     *,
-    residence: Literal["auto", "ram", "stream"] = "auto",
+    residence: Literal["auto", "ram", "stream", "device"] = "auto",
     budget_bytes: int | None = None,
-) -> ResidentView | StreamingView:
-    """A view of the slides' rows: in RAM where they fit, else streamed.
+    device_bytes: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> ResidentView | StreamingView | resident.DeviceView:
+    """A view of the slides' rows: on the devices or in RAM where they fit, else streamed.
 
     Args:
       records: the record directories.
       slide_ids: the slides whose rows are wanted.
       space: the model's space.
-      residence: "ram" or "stream" to decide by hand.
+      residence: "device", "ram" or "stream" to decide by hand.
       budget_bytes: RAM that "auto" may fill; None takes half of what the machine or
         container has.
+      device_bytes: memory of each device that "auto" may fill; None takes half of what an
+        accelerator has, and nothing of a CPU, whose memory is the RAM.
+      sharding: where the table lies, whole on every device of a mesh; None is one device.
 
     Raises:
-      ConfigError: `residence` is none of the three.
+      ConfigError: `residence` is none of the four.
       RecordsError: a slide is unknown or a shard is damaged.
     """
-    if residence not in ("auto", "ram", "stream"):
+    if residence not in ("auto", "ram", "stream", "device"):
         raise errors.ConfigError(
             "residence says where the rows lie",
-            expected="auto, ram or stream",
+            expected="auto, device, ram or stream",
             found=repr(residence),
-            fix="Use one of the three",
+            fix="Use one of the four",
         )
     if residence == "auto":
         budget = memory_limit() // 2 if budget_bytes is None else budget_bytes
-        residence = "ram" if resident_bytes(records, slide_ids) <= budget else "stream"
-    if residence == "ram":
-        return ResidentView(records.load(slide_ids), space)
-    return StreamingView(records, slide_ids, space)
+        room = resident.device_memory() // 2 if device_bytes is None else device_bytes
+        residence = "stream"
+        if resident_bytes(records, slide_ids) <= budget:
+            fits = resident.table_bytes(records, slide_ids) <= room
+            residence = "device" if fits else "ram"
+    if residence == "stream":
+        return StreamingView(records, slide_ids, space)
+    table = records.load(slide_ids)
+    if residence == "device":
+        return resident.DeviceView(table, space, sharding=sharding)
+    return ResidentView(table, space)
 
 
 def resident_bytes(records: records_lib.Records, slide_ids: Sequence[str]) -> int:
@@ -333,29 +262,3 @@ def memory_limit() -> int:
         return min(installed, int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no cgroup v2, or "max": no limit
         return installed
-
-
-def _require_fit(schedule: Schedule, view: View) -> None:
-    if schedule.n != view.n or schedule.variants > view.variants:
-        raise errors.ConfigError(
-            "The schedule does not fit the data",
-            expected=f"{view.n} rows and at most {view.variants} variants",
-            found=f"{schedule.n} rows and {schedule.variants} variants",
-            fix="Make the schedule from the view: n=view.n, variants=view.variants",
-        )
-
-
-def _made_ahead(make: Callable[[int], st.Batch], steps: range, *, ahead: int) -> Iterator[st.Batch]:
-    """`make(step)` for each step, in order; up to `ahead` of them are made before they are due."""
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        waiting: collections.deque[concurrent.futures.Future[st.Batch]] = collections.deque()
-        try:
-            for step in steps:
-                waiting.append(pool.submit(make, step))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            # A consumer that stops early must not wait for batches nobody will use.
-            pool.shutdown(wait=True, cancel_futures=True)

@@ -78,7 +78,7 @@ def calibrate(
     *,
     slides: Sequence[str] = (),
     seed: int = 0,
-    rows: int = 256,
+    rows: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> calibration.Calibration:
     """Returns the calibration of one way of sampling; nothing is stored (`bundle.add_calibration`).
@@ -89,7 +89,7 @@ def calibrate(
       sampling: how predictions are drawn, here and wherever the calibration is applied.
       slides: as `choose_slides`.
       seed: of the predictions.
-      rows: (spot, draw) pairs on the device at a time.
+      rows: (spot, draw) pairs on a device at a time; None chooses.
       progress: called with spots done, spots in all, and the slide.
 
     Raises:

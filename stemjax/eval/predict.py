@@ -4,7 +4,8 @@ The AnnData has the slots that scanpy and squidpy users look in: X is the mean i
 (say log2(count + 1)), ``layers["stemjax_std"]`` the spread, ``layers["stemjax_se"]`` the standard
 error of X, ``layers["stemjax_lower_90"]`` and ``layers["stemjax_upper_90"]`` a calibrated interval
 (also 50, 80 and 95, where the model has a calibration for this sampling), ``obsm["stemjax_draws"]``
-the draws, ``obs["stemjax_nll"]`` how unlikely the measured profile is, ``obsm["spatial"]`` spot
+the draws (or ``layers["stemjax_q5"]`` and such, quantiles of draws that were not kept),
+``obs["stemjax_nll"]`` how unlikely the measured profile is, ``obsm["spatial"]`` spot
 centres in full-resolution pixels, ``uns["spatial"]`` the H&E, and ``uns["stemjax"]`` everything
 needed to repeat the prediction.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 DRAWS = "stemjax_draws"
 STD = "stemjax_std"
 STANDARD_ERROR = "stemjax_se"
+QUANTILE = "stemjax_q{:g}"
 IMAGE = "downscaled_fullres"
 
 
@@ -62,7 +64,8 @@ def predict_slide(
     sampling: tasks.Sampling,
     *,
     seed: int = 0,
-    rows: int = 256,
+    rows: int | None = None,
+    summary: tasks.Summary | None = None,
     steer: steering.Steering | None = None,
     divergence: Literal["none", "exact", "hutchinson"] = "none",
     progress: Callable[[int, int, str], None] | None = None,
@@ -78,7 +81,10 @@ def predict_slide(
       slide: its id.
       sampling: mode, sampler, steps and draws.
       seed: randomness is a function of (seed, slide, barcode).
-      rows: (spot, draw) pairs on the device at a time; changes memory and speed, not results.
+      rows: (spot, draw) pairs on a device at a time; changes memory and speed, not results. None
+        chooses.
+      summary: what is kept of the draws, computed on the device, in place of the draws; for mode
+        ``draws``.
       steer: guidance, or genes whose counts the prediction is told.
       divergence: ``exact`` or ``hutchinson`` adds the negative log likelihood of each measured
         profile, given its own patch and another's, to ``obs`` (`mismatch`).
@@ -87,7 +93,7 @@ def predict_slide(
     Raises:
       RecordsError: the records lack the slide, or are damaged.
       EncoderMismatchError, GenePanelError: the records do not fit the model.
-      ConfigError: a mode or sampler that the model was not trained for.
+      ConfigError: a mode or sampler that the model was not trained for, or a summary without draws.
     """
     import anndata
     import pandas as pd
@@ -100,7 +106,13 @@ def predict_slide(
     steer = steer or steering.Steering()
     if not steer.is_none:
         task, params, inputs = steering.steer(steer, trained, inputs, table)
-    predict = tasks.make_predictor(task, sampling, rows=rows)
+    if summary is not None and (sampling.mode, sampling.in_pairs) != ("draws", summary.antithetic):
+        raise errors.ConfigError(
+            "a summary of draws",
+            expected="mode draws, in pairs where the summary says so",
+            found=f"mode {sampling.mode}, {'in pairs' if sampling.in_pairs else 'independent'}",
+        )
+    predict = tasks.make_predictor(task, sampling, rows=rows, reduce=summary)
     drawn = predict(params, inputs, tasks.row_keys(seed, table), progress=progress)
     result = anndata.AnnData(
         obs=pd.DataFrame(
@@ -113,10 +125,13 @@ def predict_slide(
         ),
         var=pd.DataFrame(index=pd.Index(list(card.space.genes))),
     )
-    fill(result, drawn, sampling, card.space)
+    if summary is None:
+        fill(result, drawn, sampling, card.space)
+    else:
+        fill_summary(result, drawn, summary, card.space)
     if divergence != "none":
         odds = mismatch.negative_log_likelihood(
-            trained, table, divergence=divergence, seed=seed, rows=rows, progress=progress
+            trained, table, divergence=divergence, seed=seed, rows=rows or 64, progress=progress
         )
         result.obs[mismatch.NLL], result.obs[mismatch.NLL_OTHER] = odds["own"], odds["other"]
     result.obsm["spatial"] = np.asarray(table.pixel_xy, np.float64)
@@ -166,6 +181,26 @@ def fill(
             error = metrics.draw_standard_error(draws, antithetic=sampling.in_pairs)
             result.layers[STANDARD_ERROR] = error.astype(np.float32)
         result.obsm[DRAWS] = np.ascontiguousarray(draws.transpose(1, 0, 2), dtype=np.float32)
+
+
+def fill_summary(
+    result: anndata.AnnData, found: np.ndarray, summary: tasks.Summary, fitted: space.Space
+) -> None:
+    """Writes mean, spread, standard error and quantiles of draws that were not kept.
+
+    Args:
+      result: the prediction, without X.
+      found: what the summary returned, in the model's space, [k l g].
+      summary: what it is.
+      fitted: the model's space.
+    """
+    scale = np.asarray(fitted.expression.std, np.float32)
+    result.X = fitted.values(found[0])
+    result.layers[STD] = found[1] * scale
+    if np.isfinite(found[2]).all():
+        result.layers[STANDARD_ERROR] = found[2] * scale
+    for level, values in zip(summary.quantiles, found[3:], strict=True):
+        result.layers[QUANTILE.format(100 * level)] = fitted.values(values)
 
 
 def spread(result: anndata.AnnData) -> np.ndarray | None:

@@ -59,10 +59,12 @@ def steer(
     if weak is not None:
         _require_same_space(card, weak.card)
     known = _known(steering.given, card.space.genes, table)
+    # Genes are given through derivatives, which fused attention stops.
+    choose = (lambda card: card.task) if known is None else (lambda card: card.forward_task)
     task = tasks.Steered(
-        task=card.task,
+        task=choose(card),
         scale=steering.scale,
-        weak=weak.card.task if weak is not None else None,
+        weak=choose(weak.card) if weak is not None else None,
         known=known,
         method=steering.method,
     )

@@ -248,10 +248,17 @@ def write(trained: checkpoint.Trained, path: str | pathlib.Path) -> None:
     settings, so that training can go on from it.
 
     Raises:
-      TorchFileError: the model is not of the published process and space, which alone the
-        original code understands; or ``path`` is a folder.
+      TorchFileError: the model is not of the published network, process and space, which alone
+        the original code understands; or ``path`` is a folder.
     """
     path, card = pathlib.Path(path), trained.card
+    if card.experiment.model.kind != "stem":
+        raise errors.TorchFileError(
+            "export to the published PyTorch format",
+            expected="a network of gene tokens (config.model.kind=stem), the only one it has",
+            found=f"config.model.kind={card.experiment.model.kind}",
+            fix="export a bundle, or train with configs/stem_published_ddpm.py",
+        )
     process, plain = card.experiment.diffusion.process, _is_plain(card.space)
     if process != "ddpm" or card.space.transform != "log2p1" or not plain:
         raise errors.TorchFileError(
@@ -353,7 +360,8 @@ def _card(
     path: pathlib.Path,
     weights: str,
 ) -> checkpoint.Card:
-    fields = [field.name for field in dataclasses.fields(config.Model)]
+    fields = {field.name for field in dataclasses.fields(config.Model)}
+    fields &= {field.name for field in dataclasses.fields(size)}
     experiment = config.Experiment(
         name="stem_published_ddpm",
         data=config.Data(standardise_expression=False, standardise_condition=False),

@@ -10,7 +10,7 @@ stream, and in bfloat16 (8 bits) the stream itself would be rounded twice a bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from stemjax.models import attention
 
 LAYER_NORM_EPS = 1e-6
 
@@ -60,6 +62,15 @@ def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jax.nn.gelu(x, approximate=True)
 
 
+def share(vector_l1d: Float[Array, "l 1 d"], x_bgd: Float[Array, "b g d"]) -> Float[Array, "b 1 d"]:
+    """The vector of each row: b / l rows in a row share one.
+
+    It is the small vectors that are repeated: a view of the stream in which they broadcast would
+    have another layout on a TPU, and copying it cost half as much again as the whole evaluation.
+    """
+    return jnp.repeat(vector_l1d, len(x_bgd) // len(vector_l1d), axis=0)
+
+
 class Mlp(nnx.Module):
     """Linear, activation, Linear over the last axis."""
 
@@ -99,90 +110,104 @@ class Modulation(nnx.Module):
         return jnp.split(vectors[:, None, :], self.parts, axis=-1)
 
 
-@jax.checkpoint
-def attention(
-    q_bhgk: Float[Array, "b h g k"],
-    k_bhgk: Float[Array, "b h g k"],
-    v_bhgk: Float[Array, "b h g k"],
-) -> Float[Array, "b h g k"]:
-    """softmax(q k^T / sqrt(k)) v per head; scores and softmax float32, output in v's dtype.
-
-    Written out: `jax.nn.dot_product_attention(implementation="xla")` gives the same numbers, and on
-    a CPU its forward pass took six times as long (64 samples, 200 tokens, 4 heads of 16). The
-    weights, the largest array of a block by far, are computed again in the backward pass: writing
-    and reading them costs more than the two products, and they would be kept for every layer.
-    """
-    scale = q_bhgk.shape[-1] ** -0.5
-    scores = jnp.einsum("bhgk,bhjk->bhgj", q_bhgk, k_bhgk, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scale * scores, axis=-1).astype(v_bhgk.dtype)
-    return jnp.einsum("bhgj,bhjk->bhgk", weights, v_bhgk)
-
-
 class Attention(nnx.Module):
     """Self-attention of all tokens. The fused projection's columns are laid out (3, h, k)."""
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
-        self.heads = heads
+    def __init__(
+        self, width: int, heads: int, *, rngs: nnx.Rngs, dtype: DTypeLike, form: str = "auto"
+    ) -> None:
+        self.heads, self.form = heads, form
         self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
         self.proj = nnx.Linear(width, width, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
 
     def __call__(self, x_bgd: Float[Array, "b g d"]) -> Float[Array, "b g d"]:
         """The attended tokens, in the layer's dtype."""
-        b, g, d = x_bgd.shape
-        qkv = self.qkv(x_bgd).reshape(b, g, 3, self.heads, d // self.heads)
-        # One transpose for all three: heads beside the batch make every product a plain batched
-        # matrix product, forward and backward.
-        q, k, v = jnp.transpose(qkv, (2, 0, 3, 1, 4))
-        out_bghk = jnp.transpose(attention(q, k, v), (0, 2, 1, 3))
-        return self.proj(out_bghk.reshape(b, g, d))
+        attended = attention.attend(self.qkv(x_bgd), heads=self.heads, implementation=self.form)
+        return self.proj(attended)
 
 
 class Block(nnx.Module):
     """A transformer block with adaLN-Zero conditioning (DiT, arXiv 2212.09748, fig. 3)."""
 
     def __init__(
-        self, width: int, heads: int, mlp_ratio: int, *, rngs: nnx.Rngs, dtype: DTypeLike
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+        form: str = "auto",
     ) -> None:
         self.modulation = Modulation(width, 6, rngs=rngs, dtype=dtype)
-        self.attn = Attention(width, heads, rngs=rngs, dtype=dtype)
+        self.attn = Attention(width, heads, rngs=rngs, dtype=dtype, form=form)
         self.mlp = Mlp((width, mlp_ratio * width, width), gelu, rngs=rngs, dtype=dtype)
 
     def __call__(
-        self, x_bgd: Float[Array, "b g d"], c_bd: Float[Array, "b d"]
+        self, x_bgd: Float[Array, "b g d"], vectors: Sequence[Float[Array, "b 1 d"]]
     ) -> Float[Array, "b g d"]:
-        """The residual stream after the block, float32."""
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(c_bd)
+        """The residual stream after the block, float32.
+
+        Args:
+          x_bgd: the residual stream.
+          vectors: the block's six vectors for each row (`Modulation`).
+        """
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = vectors
         x_bgd = x_bgd + gate_attn * self.attn(modulate(layer_norm(x_bgd), shift_attn, scale_attn))
         return x_bgd + gate_mlp * self.mlp(modulate(layer_norm(x_bgd), shift_mlp, scale_mlp))
 
 
-def stack_blocks(
-    build: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs
-) -> nnx.Module:
+def stack_blocks[B: nnx.Module](build: Callable[[nnx.Rngs], B], depth: int, *, rngs: nnx.Rngs) -> B:
     """``depth`` blocks as one module whose arrays have a leading layer axis; a key for each."""
     return jax.vmap(lambda key: build(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
 
 
 def run_blocks(
-    blocks: nnx.Module, x_bgd: Float[Array, "b g d"], c_bd: Float[Array, "b d"], *, remat: bool
+    blocks: Block | VectorBlock,
+    x_bgd: Float[Array, "b g d"],
+    c_ld: Float[Array, "l d"],
+    *,
+    remat: bool,
 ) -> Float[Array, "b g d"]:
     """The residual stream after all blocks: one `lax.scan` over the layer axis.
 
     A scan compiles one block whatever the depth. Indexing the stacked arrays in a Python loop would
     be worse than slow to compile: each slice's gradient becomes an addition of the full size.
 
+    The condition is the same for all blocks, so what it makes of every block's modulation is one
+    matrix product before the scan.
+
     Args:
-      blocks: what `stack_blocks` returned.
+      blocks: what `stack_blocks` returned, each with a ``modulation``.
       x_bgd: the residual stream.
-      c_bd: the condition, the same for all blocks.
+      c_ld: the condition, the same for all blocks; b / l rows in a row share one.
       remat: keep only each block's input for the backward pass and compute the rest again: about a
         third more arithmetic for a fraction of the memory.
     """
+    vectors = jax.vmap(lambda modulation: modulation(c_ld))(blocks.modulation)
 
-    def body(x_bgd: jax.Array, block: nnx.Module) -> tuple[jax.Array, None]:
-        return block(x_bgd, c_bd), None  # pyright: ignore[reportCallIssue]
+    def body(
+        x_bgd: jax.Array, layer: tuple[Block | VectorBlock, list[Array]]
+    ) -> tuple[jax.Array, None]:
+        block, vectors = layer
+        return block(x_bgd, [share(vector, x_bgd) for vector in vectors]), None
 
     # The barrier against common subexpressions is not needed inside a scan.
     step = jax.checkpoint(body, prevent_cse=False) if remat else body
-    x_bgd, _ = jax.lax.scan(step, x_bgd, blocks)
+    x_bgd, _ = jax.lax.scan(step, x_bgd, (blocks, vectors))
     return x_bgd
+
+
+class VectorBlock(nnx.Module):
+    """A residual MLP with adaLN-Zero conditioning: `Block` without its attention."""
+
+    def __init__(self, width: int, mlp_ratio: int, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        self.modulation = Modulation(width, 3, rngs=rngs, dtype=dtype)
+        self.mlp = Mlp((width, mlp_ratio * width, width), gelu, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self, x_bgd: Float[Array, "b g d"], vectors: Sequence[Float[Array, "b 1 d"]]
+    ) -> Float[Array, "b g d"]:
+        """The residual stream after the block, float32; as `Block`, with three vectors."""
+        shift, scale, gate = vectors
+        return x_bgd + gate * self.mlp(modulate(layer_norm(x_bgd), shift, scale))

@@ -47,6 +47,8 @@ class StemConfig:
       dtype: what the blocks' matrix products are rounded to, "float32" or "bfloat16". Embeddings,
         LayerNorm, softmax, residual stream, head and output are float32 in either.
       remat: compute each block again in the backward pass instead of keeping what it computed.
+      attention: form of the attention, ``auto``, ``xla``, ``cudnn`` or ``flash``
+        (`stemjax.models.attention`).
 
     Raises:
       ConfigError: a value that cannot work, by name.
@@ -61,6 +63,7 @@ class StemConfig:
     channels: int = 1
     dtype: str = "float32"
     remat: bool = False
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("genes", "width", "depth", "heads", "mlp_ratio", "condition"):
@@ -86,14 +89,18 @@ class StemConfig:
             )
 
 
-def make_stem(config: StemConfig) -> network.Network:
-    """The denoiser as ``apply(params, x [b g], noise_level [b], cond [b c])``.
+def make_stem(config: StemConfig) -> network.Conditional:
+    """The denoiser as ``apply(params, x [b g], noise_level [b], cond [b c])``, or bound.
 
     The output is [b g] for one channel, [b 2 g] for two (0: eps, 1: variance interpolation), always
     float32 and exactly zero for fresh parameters. ``noise_level`` is what the sinusoid takes
     unscaled: Stem's integer step 0..999, or EDM's c_noise on a like scale.
     """
-    return network.make_network(lambda rngs: Stem(config, rngs=rngs))
+    hidden = config.genes * config.mlp_ratio * config.width
+    return network.make_conditional(
+        lambda rngs: Stem(config, rngs=rngs),
+        row_bytes=hidden * jnp.dtype(config.dtype).itemsize,
+    )
 
 
 class GeneTokens(nnx.Module):
@@ -120,10 +127,10 @@ class Head(nnx.Module):
         self.linear = nnx.Linear(width, channels, kernel_init=layers.ZEROS, rngs=rngs)
 
     def __call__(
-        self, x_bgd: Float[Array, "b g d"], c_bd: Float[Array, "b d"]
+        self, x_bgd: Float[Array, "b g d"], c_ld: Float[Array, "l d"]
     ) -> Float[Array, "b g o"]:
-        """The output, channels last."""
-        shift, scale = self.modulation(c_bd)
+        """The output, channels last; b / l rows in a row share a condition."""
+        shift, scale = (layers.share(vector, x_bgd) for vector in self.modulation(c_ld))
         return self.linear(layers.modulate(layers.layer_norm(x_bgd), shift, scale))
 
 
@@ -146,7 +153,12 @@ class Stem(nnx.Module):
         )
         self.blocks = layers.stack_blocks(
             lambda rngs: layers.Block(
-                width, config.heads, config.mlp_ratio, rngs=rngs, dtype=jnp.dtype(config.dtype)
+                width,
+                config.heads,
+                config.mlp_ratio,
+                rngs=rngs,
+                dtype=jnp.dtype(config.dtype),
+                form=config.attention,
             ),
             config.depth,
             rngs=rngs,
@@ -160,10 +172,23 @@ class Stem(nnx.Module):
         cond_bc: Float[Array, "b c"],
     ) -> Float[Array, "b g"] | Float[Array, "b 2 g"]:
         """The raw network output, float32."""
-        c_bd = self.noise(layers.sinusoid(noise_level_b, NOISE_FEATURES)) + self.condition(cond_bc)
-        tokens_bgd = self.tokens(x_bg)
-        tokens_bgd = layers.run_blocks(self.blocks, tokens_bgd, c_bd, remat=self.remat)
-        out_bgo = self.head(tokens_bgd, c_bd)
+        return self.denoise(x_bg, noise_level_b, self.embed(cond_bc))
+
+    def embed(self, cond_lc: Float[Array, "l c"]) -> Float[Array, "l d"]:
+        """The embedding of the condition: all that the rest of the network sees of it."""
+        return self.condition(cond_lc)
+
+    def denoise(
+        self,
+        x_bg: Float[Array, "b g"],
+        noise_level_b: Float[Array, " b"],
+        embedded_ld: Float[Array, "l d"],
+    ) -> Float[Array, "b g"] | Float[Array, "b 2 g"]:
+        """The raw network output, float32; b / l rows in a row share condition and level."""
+        level_l = noise_level_b[:: len(x_bg) // len(embedded_ld)]
+        c_ld = self.noise(layers.sinusoid(level_l, NOISE_FEATURES)) + embedded_ld
+        tokens_bgd = layers.run_blocks(self.blocks, self.tokens(x_bg), c_ld, remat=self.remat)
+        out_bgo = self.head(tokens_bgd, c_ld)
         if out_bgo.shape[-1] == 1:
             return out_bgo[..., 0]
         return jnp.swapaxes(out_bgo, 1, 2)

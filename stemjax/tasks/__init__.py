@@ -17,6 +17,7 @@ from stemjax.tasks.predictor import Predictor, Progress, make_predictor, row_key
 from stemjax.tasks.sampling import LADDERS, MODES, ONE_EVALUATION, SAMPLERS, Mode, Sampling
 from stemjax.tasks.steered import Steered
 from stemjax.tasks.stem import StemTask
+from stemjax.tasks.summary import Summary
 
 __all__ = [
     "LADDERS",
@@ -31,6 +32,7 @@ __all__ = [
     "Sampling",
     "Steered",
     "StemTask",
+    "Summary",
     "Task",
     "draw_profiles",
     "make_predictor",

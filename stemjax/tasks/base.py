@@ -39,6 +39,11 @@ class Task(Protocol):
         ...
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of the largest array that one row makes on its way; 0 where that is unknown."""
+        ...
+
+    @property
     def estimate(self) -> Sampling:
         """The cheapest honest estimate of the conditional mean, for validation in training."""
         ...
@@ -65,7 +70,10 @@ class DiffusionTask(Task, Protocol):
     def denoiser(
         self, params: Params, cond: Float[Array, "b c"], *, repeat: int = 1
     ) -> denoiser.Denoiser:
-        """Returns D(x; sigma) for every spot ``repeat`` times in a row (spot-major)."""
+        """Returns D(x; sigma) for every spot ``repeat`` times in a row (spot-major).
+
+        The rows of a spot share their sigma.
+        """
         ...
 
 

@@ -29,7 +29,7 @@ class DdpmTask:
       process: the process that the network is trained on.
     """
 
-    network: network.Network
+    network: network.Conditional
     genes: int
     process: ddpm.Process = ddpm.Process()
     extra_evaluations: int = dataclasses.field(default=0, init=False)
@@ -38,6 +38,11 @@ class DdpmTask:
     def levels(self) -> tuple[float, float]:
         """Noise level of the first and of the last time step, .01 and 157."""
         return float(self.process.sigmas[0]), float(self.process.sigmas[-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the network's largest array for one row."""
+        return self.network.row_bytes
 
     @property
     def estimate(self) -> Sampling:
@@ -54,7 +59,7 @@ class DdpmTask:
         """Returns the hybrid loss, and its parts: the error of eps and the variance's bound."""
         x0, cond, mask = (jnp.asarray(batch[name]) for name in ("x0", "cond", "mask"))
         terms = ddpm.hybrid_loss(
-            functools.partial(self._apply, params, cond), x0, mask, key, process=self.process
+            self.network.bind(params, cond), x0, mask, key, process=self.process
         )
         mse, bound = jnp.mean(terms.mse), jnp.mean(terms.bound)
         return mse + bound, {"loss": mse + bound, "loss_mse": mse, "loss_bound": bound}
@@ -62,10 +67,9 @@ class DdpmTask:
     def denoiser(
         self, params: Params, cond: Float[Array, "b c"], *, repeat: int = 1
     ) -> denoiser.Denoiser:
-        """Returns D(x; sigma) for every spot ``repeat`` times in a row."""
-        rows = jnp.repeat(cond, repeat, axis=0)
+        """Returns D(x; sigma) for every spot ``repeat`` times in a row, at one sigma a spot."""
         return ddpm.make_vp_denoiser(
-            functools.partial(self._apply, params, rows), process=self.process
+            self.network.bind(params, cond, repeat=repeat), process=self.process
         )
 
     def predict(
@@ -95,11 +99,10 @@ class DdpmTask:
                 levels=self.levels,
                 genes=self.genes,
             )
-        rows = jnp.repeat(cond, sampling.draws, axis=0)
         return sampler.draw_with(
             functools.partial(
                 _ancestral,
-                functools.partial(self._apply, params, rows),
+                self.network.bind(params, cond, repeat=sampling.draws),
                 self.process.respaced(sampling.steps),
             ),
             keys,
@@ -111,9 +114,6 @@ class DdpmTask:
     def evaluations(self, sampling: Sampling) -> int:
         """Returns the network evaluations that a spot costs."""
         return sampling.evaluations
-
-    def _apply(self, params: Params, cond: Array, x: Array, time: Array) -> Array:
-        return self.network.apply(params, x, time, cond)
 
 
 def _ancestral(

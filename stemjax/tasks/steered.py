@@ -50,6 +50,11 @@ class Steered:
     known: np.ndarray | None = None
     method: inpaint.Method = "moment"
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the larger network's largest array for one row."""
+        return max(self.task.row_bytes, self.weak.row_bytes if self.weak is not None else 0)
+
     def predict(
         self, params: Any, cond: Inputs, keys: Key[Array, " b"], *, sampling: Sampling
     ) -> Float[Array, "n b g"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -44,7 +43,7 @@ class StemTask:
       marginal: the second channel is the log variance of each gene at the mean token.
     """
 
-    network: network.Network
+    network: network.Conditional
     genes: int
     noise: noise.NoiseDistribution
     sigma_data: float = 1.0
@@ -65,6 +64,11 @@ class StemTask:
     def extra_evaluations(self) -> int:
         """1 for a residual model, whose denoiser starts from the mean; else 0."""
         return int(self.residual)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the network's largest array for one row."""
+        return self.network.row_bytes
 
     @property
     def estimate(self) -> Sampling:
@@ -114,11 +118,8 @@ class StemTask:
     def denoiser(
         self, params: Params, cond: Float[Array, "b c"], *, repeat: int = 1
     ) -> denoiser.Denoiser:
-        """Returns D(x; sigma) for every spot ``repeat`` times in a row."""
-        rows = jnp.repeat(cond, repeat, axis=0)
-        bound = denoiser.make_denoiser(
-            functools.partial(self._apply, params, rows), sigma_data=self.sigma_data
-        )
+        """Returns D(x; sigma) for every spot ``repeat`` times in a row, at one sigma a spot."""
+        bound = self._bind(params, cond, repeat)
         if not self.residual:
             return bound
         return denoiser.centred(bound, jnp.repeat(self._mean(params, cond), repeat, axis=0))
@@ -176,16 +177,20 @@ class StemTask:
         # After the noise, so that a condition left out is the null condition itself.
         return guidance.drop_condition(cond, key_drop, self.condition_dropout)
 
-    def _apply(self, params: Params, cond: Array, x: Array, level: Array) -> Array:
-        output = self.network.apply(params, x, level, cond)
-        return output[:, 0] if self.marginal else output
+    def _bind(self, params: Params, cond: Array, repeat: int = 1) -> denoiser.Denoiser:
+        bound = self.network.bind(params, cond, repeat=repeat)
+
+        def raw(x: Array, level: Array) -> Array:
+            output = bound(x, level)
+            return output[:, 0] if self.marginal else output
+
+        return denoiser.make_denoiser(raw, sigma_data=self.sigma_data)
 
     def _mean(self, params: Params, cond: Array) -> Array:
         """Returns E[x0 | cond] by the mean token, [b g]."""
-        bound = denoiser.make_denoiser(
-            functools.partial(self._apply, params, cond), sigma_data=self.sigma_data
+        return denoiser.conditional_mean(
+            self._bind(params, cond), batch=cond.shape[0], genes=self.genes
         )
-        return denoiser.conditional_mean(bound, batch=cond.shape[0], genes=self.genes)
 
     def _marginal(self, params: Params, cond: Array) -> Array:
         """Returns mean and standard deviation of each gene given the condition, [2 b g]."""

@@ -37,7 +37,7 @@ FORMAT = 1
 # the manifest lie is not what they are: digests and the split itself are compared.
 _NEUTRAL = {
     "data": ("records", "residence", "manifest", "fold", "leakage"),
-    "train": ("log_every", "keep"),
+    "train": ("log_every", "keep", "steps_per_call", "remat"),
 }
 
 
@@ -104,9 +104,17 @@ class Card:
     @functools.cached_property
     def task(self) -> tasks.DiffusionTask:
         """The task that the weights belong to."""
-        return config.make_task(
-            self.experiment, genes=len(self.space.genes), condition=self.contract.width
-        )
+        return self._make_task(self.experiment)
+
+    @functools.cached_property
+    def forward_task(self) -> tasks.DiffusionTask:
+        """The same with attention that `jax.jvp` can pass, which fused kernels stop."""
+        model = dataclasses.replace(self.experiment.model, attention="xla")
+        return self._make_task(dataclasses.replace(self.experiment, model=model))
+
+    def _make_task(self, experiment: config.Experiment) -> tasks.DiffusionTask:
+        genes, condition = len(self.space.genes), self.contract.width
+        return config.make_task(experiment, genes=genes, condition=condition)
 
 
 def _manager(folder: pathlib.Path, *, keep: int | None) -> ocp.CheckpointManager:
@@ -230,6 +238,9 @@ def _identity(card: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in card.items() if name != "versions"}
     experiment = kept.get("experiment")
     if isinstance(experiment, dict):
+        # An older version's experiment lacks keys: they meant what their defaults mean.
+        with contextlib.suppress(errors.ConfigError):
+            experiment = config.as_json(config.resolve(experiment))
         kept["experiment"] = {
             group: {k: v for k, v in part.items() if k not in _NEUTRAL.get(group, ())}
             if isinstance(part, dict)

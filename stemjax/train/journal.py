@@ -13,7 +13,7 @@ from stemjax.train import writers
 
 
 class Journal:
-    """Takes a step's metrics on the device, and hands them to the writers one step later.
+    """Takes a call's metrics on the device, and hands them to the writers one call later.
 
     Fetching at once would make the host wait for the step, and the device then for the host.
     Compilation, validation and saving are not in the rates.
@@ -33,7 +33,7 @@ class Journal:
         self._outputs, self._cfg, self._saved = outputs, cfg, saved
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._total, self._since = 0.0, None
-        self._mark, self._mark_step = 0.0, 0
+        self._mark, self._mark_step = 0.0, None
         self.compile_seconds = 0.0
 
     @property
@@ -43,12 +43,13 @@ class Journal:
 
     @contextlib.contextmanager
     def compiling(self, step: int) -> Iterator[None]:
-        """Measures compilation, and starts the loop's clock after it at ``step``."""
+        """Measures compilation; the loop's clock starts after the first, at ``step``."""
         started = time.perf_counter()
-        yield
-        self._since = time.perf_counter()
-        self.compile_seconds = self._since - started
-        self._mark, self._mark_step = 0.0, step
+        with self.paused():
+            yield
+        self.compile_seconds += time.perf_counter() - started
+        if self._mark_step is None:
+            self._mark_step = step
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -73,7 +74,7 @@ class Journal:
         values = {name: float(value) for name, value in jax.device_get(dict(measured)).items()}
         skipped = int(values.pop("skipped"))
         now = self.seconds
-        rate = (step - self._mark_step) / max(now - self._mark, 1e-9)
+        rate = (step - (self._mark_step or 0)) / max(now - self._mark, 1e-9)
         self._mark, self._mark_step = now, step
         values["steps_per_second"] = rate
         values["spots_per_second"] = rate * self._cfg.batch

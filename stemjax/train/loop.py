@@ -1,14 +1,15 @@
 """The loop: from an experiment and its records to a checkpoint that predicts.
 
-Order of things in a step, which resuming relies on: batch of step k -> update -> k + 1 ->
-metrics, validation and checkpoint of step k + 1. Metrics are fetched when the next step has
-already been handed to the device, so that logging does not stall it.
+Order of things, which resuming relies on: what a view hands over for steps k ... k + K - 1 -> K
+updates in one call -> metrics, validation and checkpoint of step k + K. Metrics are fetched when
+the next call has already been handed to the device, so that logging does not stall it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ import optax
 from stemjax import __version__, config, errors, mesh, tasks
 from stemjax.data import folds, pipeline, records, space, splits
 from stemjax.eval import metrics as scores
-from stemjax.train import checkpoint, writers
+from stemjax.train import checkpoint, dispatch, writers
 from stemjax.train import journal as journals
 from stemjax.train import state as states
 from stemjax.train import step as steps
@@ -38,7 +39,7 @@ class Result:
       step: updates done.
       best: validation metrics of the best EMA with its step, or None without validation.
       seconds: time in the loop, compilation and restoring apart.
-      compile_seconds: time to compile the step.
+      compile_seconds: time to compile.
     """
 
     workdir: pathlib.Path
@@ -87,8 +88,15 @@ def choose_split(experiment: config.Experiment, patients: Mapping[str, str | Non
     return split
 
 
-def gather(experiment: config.Experiment, source: records.Records) -> Material:
+def gather(
+    experiment: config.Experiment, source: records.Records, layout: mesh.Layout | None = None
+) -> Material:
     """Returns the view, the schedule and the card of an experiment on given records.
+
+    Args:
+      experiment: which slides, and how they become arrays.
+      source: records of the slides.
+      layout: devices for rows that lie there; one of them by default.
 
     Raises:
       SplitError: slides held out that the records lack, or on which the panel was chosen.
@@ -129,7 +137,13 @@ def gather(experiment: config.Experiment, source: records.Records) -> Material:
     )
     return Material(
         card=card,
-        view=pipeline.choose_view(source, split.train, fitted, residence=experiment.data.residence),
+        view=pipeline.choose_view(
+            source,
+            split.train,
+            fitted,
+            residence=experiment.data.residence,
+            sharding=layout.replicated if layout else None,
+        ),
         schedule=pipeline.Schedule(
             n=sum(source.slides[name].n_spots for name in split.train),
             batch=experiment.train.batch,
@@ -149,7 +163,7 @@ def make_validate(
     antithetic pair where no mean token is trained. Errors are in the transform's space, PCC is
     the mean over genes.
     """
-    predict = tasks.make_predictor(task, task.estimate, rows=256)
+    predict = tasks.make_predictor(task, task.estimate)
     cond = card.space.encode_condition(table.embeddings[:, 0])
     keys = tasks.row_keys(card.experiment.seed, table)
     truth = card.space.forward(table.counts, table.total)
@@ -193,7 +207,7 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     layout = layout or mesh.make_layout()
-    material = gather(experiment, source)
+    material = gather(experiment, source, layout)
     task = material.card.task
     optimizer = states.make_optimizer(experiment.optim, experiment.train.steps)
     with checkpoint.Checkpoints(workdir, material.card) as checkpoints:
@@ -205,7 +219,8 @@ def train(
         try:
             journal = journals.Journal([*files, *outputs], experiment.train, checkpoints.latest)
             last = min(experiment.train.steps, stop_at or experiment.train.steps)
-            return _loop(material, task, optimizer, checkpoints, state, layout, journal, last)
+            programs = _programs(material, optimizer, layout, journal)
+            return _loop(material, programs, checkpoints, state, journal, last)
         finally:
             for file in files:
                 file.close()
@@ -229,13 +244,37 @@ def _start(
     return jax.jit(init, out_shardings=layout.shardings(abstract))(key)
 
 
+def _programs(
+    material: Material,
+    optimizer: optax.GradientTransformation,
+    layout: mesh.Layout,
+    journal: journals.Journal,
+) -> dispatch.Programs:
+    card, experiment = material.card, material.card.experiment
+
+    def make_step(remat: bool) -> dispatch.Step:
+        model = dataclasses.replace(experiment.model, remat=remat)
+        return steps.make_train_step(
+            config.make_task(
+                dataclasses.replace(experiment, model=model),
+                genes=len(card.space.genes),
+                condition=card.contract.width,
+            ),
+            optimizer,
+            ema=experiment.optim.ema,
+            seed=experiment.seed,
+            accumulate=experiment.train.accumulate,
+        )
+
+    policy = "blocks" if experiment.model.remat else experiment.train.remat
+    return dispatch.Programs(make_step, material.view, layout, journal, policy=policy)
+
+
 def _loop(
     material: Material,
-    task: tasks.Task,
-    optimizer: optax.GradientTransformation,
+    programs: dispatch.Programs,
     checkpoints: checkpoint.Checkpoints,
     state: states.TrainState,
-    layout: mesh.Layout,
     journal: journals.Journal,
     last: int,
 ) -> Result:
@@ -244,29 +283,18 @@ def _loop(
     best = checkpoints.best_metrics()
     validate = None
     if material.val is not None and cfg.validate_every:
-        validate = make_validate(material.card, task, material.val)
-    step = steps.make_train_step(
-        task,
-        optimizer,
-        ema=experiment.optim.ema,
-        seed=experiment.seed,
-        accumulate=cfg.accumulate,
-    )
-    batches = material.view.batches(
+        validate = make_validate(material.card, material.card.task, material.val)
+    handed = material.view.batches(
         material.schedule,
         first,
         last,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    update = None
-    for number, host in enumerate(batches, start=first + 1):
-        batch = layout.put(host)
-        if update is None:
-            with journal.compiling(first):
-                update = steps.compile_step(step, state, batch, layout)
-        state, measured = update(state, batch)
-        journal.flush()  # metrics of the step before, now that this one is under way
+    for start, updates in dispatch.plan_calls(first, last, dispatch.steps_per_call(cfg)):
+        state, measured = programs.run(state, start, list(itertools.islice(handed, updates)))
+        journal.flush()  # metrics of the call before, now that this one is under way
+        number = start + updates
         if number % cfg.log_every == 0 or number == last:
             journal.note(number, measured)
         to_save = number % cfg.save_every == 0 or number == last

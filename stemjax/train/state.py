@@ -8,11 +8,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from stemjax import tasks
 from stemjax.config import Optim
 from stemjax.typing import Params
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""AdamW's decay rates of its moments, and what keeps it from dividing by zero."""
 
 
 @flax.struct.dataclass
@@ -38,6 +41,10 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
     Skipped updates are counted in the state (`skipped`); the loop stops the run on the first, so
     no checkpoint ever holds a weight that is not finite. Weight decay acts on kernels alone: biases
     and the table of gene names are where a gene's level lives.
+
+    State and numbers are those of optax's ``apply_if_finite(chain(clip_by_global_norm, adamw))``,
+    whose branch writes updates and moments to memory, reads them again, and makes the host of a
+    GPU wait in every step. Here a value is chosen where it is computed.
     """
     rate: optax.Schedule
     if optim.schedule == "cosine":
@@ -46,19 +53,67 @@ def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
         )
     else:
         rate = optax.warmup_constant_schedule(0.0, optim.learning_rate, max(optim.warmup, 1))
+    decay = optax.add_decayed_weights(optim.weight_decay, _kernels)
+    adamw = optax.chain(optax.scale_by_adam(), decay, optax.scale_by_schedule(rate))
+    whole = optax.apply_if_finite(
+        optax.chain(optax.clip_by_global_norm(optim.clip), adamw), max_consecutive_errors=2**30
+    )
 
-    def kernels(params: Params) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        clip_state, (adam, decay_state, scheduled) = state.inner_state
+        finite = _all_finite(updates)
+        mu, nu = _moments(_clipped(updates, optim.clip), adam, finite)
+        count, step_size = adam.count + 1, -jnp.asarray(rate(scheduled.count))
+        direction = jax.tree.map(
+            lambda m, v: m / (jnp.sqrt(v) + EPSILON),
+            optax.tree.bias_correction(mu, BETAS[0], count),
+            optax.tree.bias_correction(nu, BETAS[1], count),
+        )
+        direction, decay_state = decay.update(direction, decay_state, params)
+        taken = finite.astype(jnp.int32)
+        adam = adam._replace(count=adam.count + taken, mu=mu, nu=nu)
+        scheduled = scheduled._replace(count=scheduled.count + taken)
+        return jax.tree.map(lambda d: jnp.where(finite, step_size * d, 0), direction), (
+            optax.ApplyIfFiniteState(
+                notfinite_count=(1 - taken) * (state.notfinite_count + 1),
+                last_finite=finite,
+                total_notfinite=state.total_notfinite + 1 - taken,
+                inner_state=(clip_state, (adam, decay_state, scheduled)),
+            )
         )
 
-    return optax.apply_if_finite(
-        optax.chain(
-            optax.clip_by_global_norm(optim.clip),
-            optax.adamw(rate, weight_decay=optim.weight_decay, mask=kernels),
-        ),
-        max_consecutive_errors=2**30,
+    return optax.GradientTransformation(whole.init, update)
+
+
+def _kernels(params: Any) -> Any:
+    """Returns which arrays are kernels, by their names."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
     )
+
+
+def _all_finite(gradient: Any) -> Bool[Array, ""]:
+    # NaN and infinity both reach the maximum, which is one pass; a pass over truth values is two.
+    largest = [jnp.max(jnp.abs(g)) for g in jax.tree.leaves(gradient)]
+    return jnp.isfinite(jnp.stack(largest)).all()
+
+
+def _clipped(gradient: Any, most: float) -> Any:
+    norm = optax.tree.norm(gradient)
+    # Both numbers are 1 where there is nothing to clip: x / 1 * 1 is x, bit for bit.
+    divisor, factor = jnp.where(norm < most, 1.0, norm), jnp.where(norm < most, 1.0, most)
+    return jax.tree.map(lambda g: g / divisor * factor, gradient)
+
+
+def _moments(gradient: Any, adam: Any, finite: Bool[Array, ""]) -> tuple[Any, Any]:
+    """Returns Adam's new moments, or the old ones where the gradient is not finite."""
+    moved = (
+        optax.tree.update_moment(gradient, adam.mu, BETAS[0], 1),
+        optax.tree.update_moment_per_elem_norm(gradient, adam.nu, BETAS[1], 2),
+    )
+    # The weights follow from what is kept, not from what was moved, so that the new moments are
+    # not worked out a second time for them, beside a copy of the old ones.
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, (adam.mu, adam.nu))
 
 
 def skipped(state: TrainState) -> Int[Array, ""]:

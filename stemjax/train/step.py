@@ -90,8 +90,6 @@ def compile_step(
     second compilation.
     """
     shardings = layout.shardings(state)
-    return (
-        jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated))
-        .lower(state, batch)
-        .compile()
-    )
+    program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated))
+    with layout.in_force():
+        return program.lower(state, batch).compile()

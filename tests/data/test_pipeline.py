@@ -11,6 +11,7 @@ import small_slides as made
 
 from stemjax import errors
 from stemjax.data import builder, pipeline, records, space
+from stemjax.data import schedule as schedule_lib
 
 
 def rows_of(schedule, steps):
@@ -70,7 +71,7 @@ def test_a_step_needs_no_step_before_it():
     ordered = pipeline.Schedule(n=11, batch=4, seed=1, variants=8)
     forward = [(ordered.rows(s), ordered.variant(s)) for s in range(30)]
     for step in (29, 0, 17, 3):
-        pipeline._epoch_order.cache_clear()
+        schedule_lib._epoch_order.cache_clear()
         fresh = pipeline.Schedule(n=11, batch=4, seed=1, variants=8)
         np.testing.assert_array_equal(fresh.rows(step), forward[step][0])
         np.testing.assert_array_equal(fresh.variant(step), forward[step][1])
@@ -239,7 +240,7 @@ def test_rows_are_kept_in_ram_where_they_fit(prepared):
     ]
     kinds = [pipeline.StreamingView, pipeline.ResidentView, pipeline.ResidentView]
     assert [type(v) for v in views] == kinds
-    with pytest.raises(errors.ConfigError, match="auto, ram or stream, found 'disk'"):
+    with pytest.raises(errors.ConfigError, match="auto, device, ram or stream, found 'disk'"):
         pipeline.choose_view(opened, ["A"], fitted, residence="disk")
 
 

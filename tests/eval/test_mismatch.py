@@ -57,7 +57,7 @@ def _trained(cov: np.ndarray = COV) -> types.SimpleNamespace:
         return denoise
 
     task = types.SimpleNamespace(denoiser=denoiser, levels=(0.01, 80.0), genes=GENES)
-    card = types.SimpleNamespace(space=fitted, task=task)
+    card = types.SimpleNamespace(space=fitted, task=task, forward_task=task)
     return types.SimpleNamespace(card=card, params={"w": jnp.asarray(W)})
 
 
@@ -171,10 +171,10 @@ def test_portions_do_not_show():
         mismatch.negative_log_likelihood(
             trained, table, rows=rows, progress=lambda done, total, what: seen.append((done, total))
         )
-        for rows in (3, 64)
+        for rows in (4, 64)  # the suite's four devices take a multiple of 4
     )
     for name in ("own", "other"):
         # float32 sums of other shapes, of terms of size 4 ln 400.
         np.testing.assert_allclose(few[name], all_at_once[name], atol=1e-5)
         assert few[name].shape == (SPOTS,)
-    assert seen[:4] == [(3, 11), (6, 11), (9, 11), (11, 11)]
+    assert seen[:3] == [(4, 11), (8, 11), (11, 11)]

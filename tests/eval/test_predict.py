@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from stemjax import config, errors, tasks
+from stemjax import config, errors, mesh, tasks
 from stemjax.eval import calibrate, conformal, joining, metrics, predict, regression, steering
 from stemjax.train import checkpoint, loop
 
@@ -67,6 +67,42 @@ def test_an_h5ad_reads_back_with_its_account(trained, toy_records, tmp_path):
     assert list(back.uns["stemjax"]["train_slides"]) == ["T1", "T2"]
     assert back.uns["stemjax"]["evaluations_per_spot"] == 4
     assert [item.name for item in path.parent.iterdir()] == ["out.h5ad"]
+
+
+def test_a_summary_on_the_device_is_that_of_the_draws_that_were_not_kept(trained, toy_records):
+    sampling = tasks.Sampling(mode="draws", n_draws=4, steps=2)
+    whole = predict.predict_slide(trained, toy_records, "X1", sampling)
+    kept = tasks.Summary(antithetic=True, quantiles=(0.05, 0.975))
+    brief = predict.predict_slide(trained, toy_records, "X1", sampling, summary=kept)
+    assert "stemjax_draws" not in brief.obsm
+    draws = np.asarray(whole.obsm["stemjax_draws"], np.float64)
+    # float32 sums of four values of size 5, scaled and shifted.
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(brief.X, whole.X, **near)
+    for layer in ("stemjax_std", "stemjax_se"):
+        np.testing.assert_allclose(brief.layers[layer], whole.layers[layer], **near)
+    for layer, level in (("stemjax_q5", 0.05), ("stemjax_q97.5", 0.975)):
+        np.testing.assert_allclose(brief.layers[layer], np.quantile(draws, level, axis=1), **near)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [tasks.Sampling(mode="mean"), tasks.Sampling(mode="draws", n_draws=4, antithetic=False)],
+)
+def test_a_summary_of_other_draws_is_refused(trained, toy_records, sampling):
+    with pytest.raises(errors.ConfigError, match="a summary of draws"):
+        predict.predict_slide(
+            trained, toy_records, "X1", sampling, summary=tasks.Summary(antithetic=True)
+        )
+
+
+def test_slides_of_one_model_share_their_programs(trained, toy_records):
+    sampling = tasks.Sampling(mode="mean")
+    layout = mesh.make_layout(jax.local_devices())
+    for slide in ("X1", "T1", "T2"):
+        predict.predict_slide(trained, toy_records, slide, sampling, rows=64)
+    used = tasks.make_predictor(trained.card.task, sampling, rows=64, layout=layout)
+    assert 1 <= used.compilations <= 3
 
 
 # ------------------------------------------------------------------------------------- calibration

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import toy_networks
 
 from stemjax import errors, tasks
 from stemjax.data import transforms
 from stemjax.diffusion import noise
 from stemjax.eval import metrics, mismatch, predict, steering
-from stemjax.models import network
 from stemjax.train import checkpoint, loop
 
 DRAWS = tasks.Sampling(mode="draws", n_draws=4, steps=3)
@@ -36,11 +36,15 @@ class LinearCard(checkpoint.Card):
             return jnp.stack([mean, jnp.broadcast_to(params["s"][None], mean.shape)], axis=1)
 
         return tasks.StemTask(
-            network=network.Network(init=lambda key: {}, apply=apply),
+            network=toy_networks.conditional(apply),
             genes=len(self.space.genes),
             noise=noise.LogNormal(),
             marginal=self.experiment.diffusion.marginal,
         )
+
+    @property
+    def forward_task(self):
+        return self.task
 
 
 @pytest.fixture(scope="module")

@@ -236,3 +236,48 @@ def test_impossible_configurations_are_named(change, field, found):
         dataclasses.replace(SMALL, **change)
     assert caught.value.what == field
     assert found in caught.value.found
+
+
+def test_bound_rows_of_a_spot_are_those_of_its_condition_repeated():
+    net, params = stem.make_stem(SMALL), trained(SMALL)
+    x, level, cond = inputs(SMALL, batch=12)
+    level = np.repeat(level[:4], 3)  # the rows of a spot share their level
+    bound = jax.jit(lambda *batch: net.bind(params, batch[2], repeat=3)(*batch[:2]))
+    found = bound(x, level, cond[:4])
+    expected = run(SMALL, params, x, level, np.repeat(cond[:4], 3, axis=0))
+    assert np.std(expected) > 0.1
+    # float32: the same products in other shapes.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bound_network_takes_its_number_of_rows_only():
+    bound = stem.make_stem(SMALL).bind(trained(SMALL), np.ones((4, 10), np.float32), repeat=3)
+    with pytest.raises(ValueError, match="11 rows for 4 conditions of 3 rows each"):
+        bound(np.ones((11, 7), np.float32), np.ones(11, np.float32))
+
+
+def _products(jaxpr, inside_scan=False):
+    """Every matrix product of a program: its operands' shapes, and whether a scan repeats it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield [operand.aval.shape for operand in equation.invars], inside_scan
+        inside = inside_scan or equation.primitive.name == "scan"
+        for value in equation.params.values():
+            if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
+                yield from _products(getattr(value, "jaxpr", value), inside)
+
+
+def test_the_condition_is_embedded_once_whatever_the_draws_and_steps():
+    # No other array has a side of 13.
+    net = stem.make_stem(stem.StemConfig(genes=7, width=8, depth=2, heads=2, condition=13))
+    params = jax.eval_shape(net.init, jax.random.key(0))
+
+    def run(params, cond, x, level):
+        bound = net.bind(params, cond, repeat=4)
+        return jax.lax.scan(lambda x, _: (bound(x, level), None), x, length=5)[0]
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 13), (8, 7), (8,))]
+    products = list(_products(jax.make_jaxpr(run)(params, *shapes).jaxpr))
+    of_condition = [found for found in products if any(13 in shape for shape in found[0])]
+    assert of_condition == [([(2, 13), (13, 13)], False), ([(2, 13), (13, 8)], False)]
+    assert sum(repeated for _, repeated in products) > 5

@@ -9,9 +9,13 @@ the "model" weights'). Exit status 1 and one readable line on any mismatch.
 import argparse
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
+
+# The one PyTorch implementation of the repository stands there.
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "peers"))
 from torch_stem import StemModel
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+# The one PyTorch implementation of the repository stands there.
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "peers"))
 from torch_stem import Process, StemModel, linear_betas, respace, space_timesteps
 
 SEED = 20261121

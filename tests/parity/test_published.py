@@ -1,8 +1,9 @@
 """The published network and process against an independent PyTorch implementation.
 
-`make_fixtures.py` (where torch is) wrote the arrays from `torch_stem.py`, which was made from the
-description of the published system and has never seen this package's code; `PROVENANCE.json` has
-versions and seed. float32 throughout: errors are a few roundings of numbers of order 1.
+`make_fixtures.py` (where torch is) wrote the arrays from `benchmarks/peers/torch_stem.py`, which
+was made from the description of the published system and has never seen this package's code;
+`PROVENANCE.json` has versions and seed. float32 throughout: errors are a few roundings of numbers
+of order 1.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_networks
 
 from stemjax import tasks
 from stemjax.diffusion import ddpm, rules, sampler
@@ -197,7 +199,7 @@ def _apply(apply, params, cond, x, time):
 
 def test_task_draws_as_published_and_in_pairs(arrays, states):
     apply, params = _network(states, "ema")
-    network = stem.network.Network(init=lambda key: params, apply=apply)
+    network = toy_networks.conditional(apply, lambda key: params)
     task = tasks.DdpmTask(network=network, genes=7)
     cond = jnp.asarray(arrays["cond"])
     keys = sampler.spot_keys(0, "S", [f"b{i}" for i in range(5)])

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import toy_networks
 
 from stemjax import tasks
 from stemjax.diffusion import ddpm, noise, sampler
-from stemjax.models import network
 
 GENES, WIDTH = 3, 2
 W = np.array([[0.8, -0.5, 0.3], [0.2, 0.6, -0.9]], np.float32)
@@ -57,7 +57,7 @@ def edm_task(**changes) -> tasks.StemTask:
         log_variance = jnp.log(jnp.diag(params["cov"]) / sigma_data**2)
         return jnp.stack([output, jnp.broadcast_to(log_variance[None], mean.shape)], axis=1)
 
-    built = network.Network(init=init, apply=apply)
+    built = toy_networks.conditional(apply, init)
     law = changes.pop("noise", noise.LogNormal(mean=0.0, std=1.0))
     return tasks.StemTask(network=built, genes=GENES, noise=law, **changes)
 
@@ -77,7 +77,7 @@ def ddpm_task(v: float = -1.0) -> tasks.DdpmTask:
         eps = (state - denoised) / sigma[:, None]
         return jnp.stack([eps, jnp.full_like(eps, v)], axis=1)
 
-    return tasks.DdpmTask(network=network.Network(init=init, apply=apply), genes=GENES)
+    return tasks.DdpmTask(network=toy_networks.conditional(apply, init), genes=GENES)
 
 
 class Spied:
@@ -85,7 +85,7 @@ class Spied:
 
     def __init__(self, output):
         self.calls, self._output = [], output
-        self.network = network.Network(init=lambda key: {}, apply=self._apply)
+        self.network = toy_networks.conditional(self._apply)
 
     def _apply(self, params, x, level, cond):
         self.calls.append(tuple(np.asarray(value) for value in (x, level, cond)))

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_networks
 
 from stemjax import errors, names, tasks
 from stemjax.diffusion import sampler
-from stemjax.models import network
 
 ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 STOCHASTIC = ("dpmpp2m_sde", "ancestral", "ddpm")
@@ -81,9 +81,7 @@ def test_an_odd_network_cancels_in_an_antithetic_pair():
         eps = x @ jnp.asarray([[0.5, 0.1, 0.0], [-0.2, 0.3, 0.1], [0.0, 0.2, 0.4]])
         return jnp.stack([eps, jnp.full_like(eps, 0.5)], axis=1)
 
-    task = tasks.DdpmTask(
-        network=network.Network(init=lambda key: {}, apply=apply), genes=toys.GENES
-    )
+    task = tasks.DdpmTask(network=toy_networks.conditional(apply), genes=toys.GENES)
     draws = _predict(task, tasks.Sampling(mode="draws", sampler="ddpm", steps=5, n_draws=4))
     # Change of sign is exact in floating point, so the sum is 0 to the bit.
     np.testing.assert_array_equal(draws[0::2] + draws[1::2], 0)
@@ -189,9 +187,7 @@ def test_the_loss_is_finite_and_the_sum_of_its_parts():
     np.testing.assert_allclose(parts["loss_mse"], rest, atol=4 * 2 / np.sqrt(rows * toys.GENES))
     # Another network is worse: this one knows nothing and has an error of 1.
     zero = tasks.DdpmTask(
-        network=network.Network(
-            init=lambda key: {}, apply=lambda p, x, t, c: jnp.zeros((len(x), 2, toys.GENES))
-        ),
+        network=toy_networks.conditional(lambda p, x, t, c: jnp.zeros((len(x), 2, toys.GENES))),
         genes=toys.GENES,
     )
     _, of_zero = jax.jit(zero.loss)({}, batch, jax.random.key(1))

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_networks
 
 from stemjax import config, errors, tasks
 from stemjax.diffusion import denoiser, noise, sampler
-from stemjax.models import network
 
 DRAWS = tasks.Sampling(mode="draws", n_draws=6, sampler="heun", steps=40, ladder="log_uniform")
 
@@ -90,7 +90,7 @@ def test_a_residual_model_learns_the_residual_and_not_through_its_centre():
     def apply(params, x, level, cond):
         return jnp.broadcast_to(3 * params["w"][None], x.shape)
 
-    built = network.Network(init=lambda key: {}, apply=apply)
+    built = toy_networks.conditional(apply)
     law = noise.LogNormal(mean=0.0, std=1.0)
     task = tasks.StemTask(
         network=built, genes=toys.GENES, noise=law, mean_fraction=0.0, residual=True
@@ -176,7 +176,7 @@ def test_the_variance_trains_the_second_channel_alone():
         channels = jnp.stack([params["mean"], params["s"]])
         return jnp.broadcast_to(channels[None], (x.shape[0], 2, toys.GENES))
 
-    built = network.Network(init=lambda key: {}, apply=apply)
+    built = toy_networks.conditional(apply)
     options = {"genes": toys.GENES, "noise": noise.LogNormal(), "mean_fraction": 1.0}
     task = tasks.StemTask(network=built, marginal=True, **options)
     params = {"mean": jnp.asarray([0.1, 0.5, -1.0]), "s": jnp.asarray([0.5, -0.5, 2.0])}

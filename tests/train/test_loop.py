@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stemjax import config, errors, mesh
+from stemjax.data import pipeline
 from stemjax.train import checkpoint, loop
 from stemjax.train import step as steps
 
@@ -109,6 +110,21 @@ def test_a_workdir_of_another_configuration_is_refused(toy_records, toy_experime
     assert "--workdir" in error.value.fix
 
 
+def test_a_run_of_an_older_version_goes_on_where_new_keys_are_at_their_defaults(
+    toy_records, toy_experiment, tmp_path
+):
+    loop.train(toy_experiment, toy_records, tmp_path, layout=_one_device(), stop_at=2)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["experiment"]["model"]["attention"], stored["experiment"]["optim"]["clip"]
+    path.write_text(json.dumps(stored))
+    result = loop.train(toy_experiment, toy_records, tmp_path, layout=_one_device(), stop_at=3)
+    assert result.step == 3
+    other = _replaced(toy_experiment, "optim", clip=0.5)
+    with pytest.raises(errors.CheckpointMismatchError, match=r"optim\.clip: 1\.0 -> 0\.5"):
+        loop.train(other, toy_records, tmp_path, layout=_one_device())
+
+
 def test_a_run_goes_on_though_its_records_moved(toy_records, toy_experiment, tmp_path):
     loop.train(toy_experiment, toy_records, tmp_path, layout=_one_device(), stop_at=2)
     moved = _replaced(toy_experiment, "data", records="/elsewhere", residence="stream")
@@ -132,7 +148,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(
         material = original(*args)
         encoded = material.view
 
-        class Poisoned:
+        class Poisoned(pipeline.HostView):
             def batches(self, schedule, first, last, **where):
                 for batch in encoded.batches(schedule, first, last, **where):
                     x0 = np.array(batch["x0"])

@@ -1,0 +1,1 @@
+"""Two implementations side by side: ours and an independent one in PyTorch (`ab.py`)."""

@@ -1,0 +1,126 @@
+"""Rows that lie on the devices: a step is handed numbers of rows and variants, nothing else.
+
+    (row, variant) [b] int32  --show, inside the step-->  gather, cast, standardise  -->  Batch
+
+Every device holds the whole table, so any row can stand anywhere in a batch, and a device gathers
+its own part of the batch without asking another. Float16 embeddings of all variants take 2 v c
+bytes a spot, expression and mask 5 g.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stemjax import typing as st
+from stemjax.data import records as records_lib
+from stemjax.data import space as space_lib
+from stemjax.data.schedule import Schedule, made_ahead
+
+
+class DeviceView:
+    """A view whose rows lie on the devices.
+
+    Attributes:
+      n: rows.
+      variants: variants of each row's embedding.
+      table: ``cond`` [n v c] float16, ``x0`` [n g] float32, ``mask`` [n g] uint8, and ``mean`` and
+        ``std`` of the condition, [c] float32.
+
+    Args:
+      table: the rows, on the host; may be let go of afterwards.
+      space: the model's space; expression is encoded once, here.
+      sharding: where the table lies, whole on every device; None is one device.
+      ahead: steps whose numbers the iterator makes ahead of use.
+    """
+
+    def __init__(
+        self,
+        table: records_lib.Table,
+        space: space_lib.Space,
+        *,
+        sharding: jax.sharding.Sharding | None = None,
+        ahead: int = 8,
+    ) -> None:
+        self.n, self.variants = table.embeddings.shape[:2]
+        self._ahead = ahead
+        where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        host = {
+            "cond": table.embeddings,
+            "x0": space.encode_expression(table.counts, table.total, table.mask),
+            "mask": table.mask,
+            "mean": space.condition.mean,
+            "std": space.condition.std,
+        }
+        self.table = {name: _placed(values, where) for name, values in host.items()}
+
+    def show(self, table: Mapping[str, Any], handed: Mapping[str, Any]) -> st.Batch:
+        """The batch of the rows and variants handed over, float32: pure, for the compiled step.
+
+        The arithmetic is `Space.encode_condition`'s, in float32: equal bits on a CPU; on an
+        accelerator a division may differ in the last bit.
+        """
+        rows = handed["row"]
+
+        def at(name: str, *where: jax.Array) -> jax.Array:
+            # The schedule's numbers are in range; checking them would touch every value gathered.
+            return table[name].at[where].get(mode="promise_in_bounds").astype(jnp.float32)
+
+        cond = at("cond", rows, handed["variant"])
+        mean, std = (jnp.broadcast_to(table[name], cond.shape) for name in ("mean", "std"))
+        # XLA multiplies by the reciprocal of what it sees is repeated, which rounds once more.
+        cond = (cond - mean) / jax.lax.optimization_barrier(std)
+        return st.Batch(cond=cond, x0=at("x0", rows), mask=at("mask", rows))
+
+    def batch_at(
+        self, schedule: Schedule, step: int, process_index: int = 0, process_count: int = 1
+    ) -> Mapping[str, np.ndarray]:
+        """This process's numbers of `step`: ``row`` and ``variant``, [b] int32.
+
+        Raises:
+          ConfigError: the schedule counts other rows or variants than there are.
+        """
+        schedule.require_fit(self.n, self.variants)
+        rows, variants = schedule.local(step, process_index, process_count)
+        return {"row": rows.astype(np.int32), "variant": variants.astype(np.int32)}
+
+    def batches(
+        self,
+        schedule: Schedule,
+        start_step: int,
+        stop_step: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """The numbers of the steps from `start_step` to before `stop_step`, made ahead of use."""
+        schedule.require_fit(self.n, self.variants)
+
+        def make(step: int) -> Mapping[str, np.ndarray]:
+            return self.batch_at(schedule, step, process_index, process_count)
+
+        return made_ahead(make, range(start_step, stop_step), ahead=self._ahead)
+
+
+def table_bytes(records: records_lib.Records, slide_ids: Sequence[str]) -> int:
+    """Bytes of each device's memory that a view of the slides takes."""
+    width = records.contract.width
+    # float16 embeddings; float32 x0 and uint8 mask. Mean and std of the condition once.
+    row = records.variants * width * 2 + len(records.genes) * (4 + 1)
+    return row * sum(records.require(slide).n_spots for slide in slide_ids) + 2 * 4 * width
+
+
+def device_memory() -> int:
+    """Bytes that a program may use on one of this process's accelerators; 0 without one."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return 0
+    return (device.memory_stats() or {}).get("bytes_limit", 0)
+
+
+def _placed(values: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """The array on the devices; each process copies to its own."""
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
