@@ -110,7 +110,8 @@ def verdict(compared: Sequence[Mapping[str, Any]], place: str) -> str:
     if won:
         parts.append(f"at {', '.join(won)} evaluations it beats DPM-Solver++(2M) of as many")
     if lost:
-        parts.append(f"at {', '.join(lost)} it does not")
+        rest = "" if won else " beat DPM-Solver++(2M) of as many evaluations"
+        parts.append(f"at {', '.join(lost)} it does not{rest}")
     full = [line for line in mine if line["rival"] == "dpmpp2m 8"]
     level = [str(line["steps"]) for line in full if line["verdict"] != "worse"]
     worth = (

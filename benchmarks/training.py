@@ -279,17 +279,17 @@ def read_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, confi
     parser.add_argument("--seconds", type=float, help="times go on for as long")
     args, experiment = harness.parse(parser, argv)
     cpu, quick, dtype = jax.default_backend() == "cpu", args.quick, experiment.model.dtype
-    other = "float32" if dtype == "bfloat16" else "bfloat16"
+    brief, other = quick and cpu, "float32" if dtype == "bfloat16" else "bfloat16"
     defaults: dict[str, Any] = {
         "feeds": list(FEEDS),
-        "calls": [1, 2] if cpu else [1, 10],
-        "batch": [8] if quick and cpu else [16, 64] if cpu else [256, 1024],
+        "calls": [1] if brief else [1, 2] if cpu else [1, 10],
+        "batch": [8] if brief else [16, 64] if cpu else [256, 1024],
         "accumulate": [1] if quick else [1, 4],
         "remat": ["none"] if quick else ["none", "blocks"],
         "dtype": [dtype] if quick else [dtype, other],
         "vary": ["device"],
         "spots": 256 if quick else 4096,
-        "updates": 2 if cpu else 20,
+        "updates": 1 if brief else 2 if cpu else 20,
         "repeats": 2 if quick else 10,
         "warm_up": 1,
         "seconds": 0.0 if quick else 3.0,

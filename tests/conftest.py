@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import numpy as np
 import pytest
 import scipy.sparse
 
+_PROGRAMS = "STEMJAX_TEST_PROGRAMS"
+"""Environment variable with the folder in which this run's processes share compiled programs."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Half of the default run is XLA compiling: it optimises less there. Slow tests run long."""
+    """Half of the default run is XLA compiling: it optimises less there. Slow tests run long.
+
+    The same small networks are trained in many tests: a program that took a while to compile is
+    kept until the end of the run.
+    """
     if config.option.markexpr == "not slow":
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    if _PROGRAMS not in os.environ:
+        os.environ[_PROGRAMS] = tempfile.mkdtemp(prefix="stemjax-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_PROGRAMS), ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", os.environ[_PROGRAMS])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 # Commands that tests run keep no compiled programs in the user's cache.

@@ -144,6 +144,7 @@ def measured(modules, experiment, tmp_path_factory):
     return bench, arms, lines, made
 
 
+@pytest.mark.slow
 def test_a_line_states_cost_and_quality_of_its_network(measured):
     _, arms, (token, latents), _ = measured
     for line, made in ((token, arms["token"]), (latents, arms["latents"])):
@@ -158,6 +159,7 @@ def test_a_line_states_cost_and_quality_of_its_network(measured):
     assert latents["target"]["flops_ratio"] == latents["ratio"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(modules, measured):
     lite, _ = modules
     bench, arms, lines, made = measured
@@ -172,6 +174,7 @@ def test_a_run_that_was_stopped_goes_on(modules, measured):
     ).workdir  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_tables_hold_every_line_and_the_plan(modules, measured):
     _, verdict = modules
     lines = json.loads(json.dumps(measured[2]))

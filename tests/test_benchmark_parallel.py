@@ -111,6 +111,7 @@ def test_the_ways_draw_the_same_without_a_word_between_devices(scripts, experime
         np.testing.assert_allclose(drawn[name], drawn["jit"], atol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_ways_train_the_same_and_reduce_the_gradient(scripts, experiment):
     parallel, _ = scripts
     layout = mesh.make_layout()

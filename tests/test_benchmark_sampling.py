@@ -284,7 +284,7 @@ def test_pages_show_results_that_are_there_and_say_which_are_not(scripts, quick,
     (tmp_path / "sampling_here.json").write_text(json.dumps(quick))
     page = (
         "# A\n<!-- tables of sampling_here -->\nof before\n<!-- end -->\n"
-        "<!-- tables of peers -->\n<!-- end -->\n"
+        "<!-- tables of stranger -->\n<!-- end -->\n"
     )
     made = pages.filled(page, tmp_path)
     assert scripts.sampling.tables(quick) in made
@@ -292,8 +292,8 @@ def test_pages_show_results_that_are_there_and_say_which_are_not(scripts, quick,
     assert f"load {quick['load']:.1f} at the start and" in made
     assert "of before" not in made
     assert pages.filled(made, tmp_path) == made
-    (tmp_path / "peers.json").write_text("{}")
-    with pytest.raises(LookupError, match=r"peers\.json"):
+    (tmp_path / "stranger.json").write_text("{}")
+    with pytest.raises(LookupError, match=r"stranger\.json"):
         pages.filled(page, tmp_path)
 
 

@@ -75,6 +75,7 @@ def test_a_share_of_no_input_is_taken_of_the_same_form(scripts):
     assert [entry.get("of_none") for entry in found] == [1.0, 0.9, None, None]
 
 
+@pytest.mark.slow
 def test_every_feed_trains_on_the_schedule_s_rows(scripts, made, monkeypatch):
     """Losses after equal updates are equal for the three views, and others without input."""
     # The tests' four devices, each step blocked, are for correctness alone: one will do here.

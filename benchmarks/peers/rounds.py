@@ -124,7 +124,7 @@ def alternate(
     *,
     rounds: int,
     window: float,
-    pause: float = 0.2,
+    pause: float = 0.5,
     sleep: Callable[[float], None] = time.sleep,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[Key, list[float]]:
