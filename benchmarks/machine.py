@@ -42,7 +42,7 @@ def surroundings() -> dict[str, Any]:
         "changed_files": len(_git("status", "--porcelain").splitlines()),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "matmul_precision": str(jax.config.jax_default_matmul_precision),
-        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *map(_unplaced, sys.argv[1:])]),
     }
 
 
@@ -102,3 +102,8 @@ def _git(*arguments: str) -> str:
         ["git", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
     )
     return done.stdout.strip()
+
+
+def _unplaced(argument: str) -> str:
+    """An argument without the folder of an absolute path, which is of this machine alone."""
+    return pathlib.Path(argument).name if argument.startswith("/") else argument

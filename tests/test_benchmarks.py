@@ -170,6 +170,11 @@ def test_a_result_says_what_it_depends_on(harness, tmp_path):
     assert str(ROOT) not in found["command"]
 
 
+def test_the_command_names_no_folder_of_the_machine(harness, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/here/toy.py", "--quick", "--json", "/some/where/out.json"])
+    assert harness.surroundings()["command"] == "toy.py --quick --json out.json"
+
+
 def test_a_result_is_written_whole_or_not_at_all(harness, tmp_path):
     path = tmp_path / "toy.json"
     harness.save(path, {"lines": [1]})

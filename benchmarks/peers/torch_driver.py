@@ -83,7 +83,6 @@ class Driver:
             "cuda": torch.version.cuda,
             "compiler": shutil.which(os.environ.get("CXX", "g++")) is not None,
             "parallel": " ".join(torch.__config__.parallel_info().split())[:1000],
-            "build": " ".join(torch.__config__.show().split())[:2000],
         }
 
     def load(self, weights: str, arrays: str, size: dict[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,11 @@ def make_lite(config: LiteConfig) -> network.Conditional:
     float32 and exactly zero for fresh parameters. A gene that is 0 in ``x`` (unmeasured, or at its
     mean) adds nothing to what is read.
     """
-    return network.make_conditional(lambda rngs: Lite(config, rngs=rngs))
+    hidden = max(config.latents, 1) * config.mlp_ratio * config.width
+    return network.make_conditional(
+        lambda rngs: Lite(config, rngs=rngs),
+        row_bytes=max(hidden * jnp.dtype(config.dtype).itemsize, 4 * config.genes),
+    )
 
 
 class Vector(nnx.Module):

@@ -382,3 +382,9 @@ def test_an_experiment_from_before_the_kinds_is_of_gene_tokens():
         config.make_task(experiment, genes=5, condition=3).init, jax.random.key(0)
     )
     assert "tokens" in params
+
+
+def test_the_largest_array_of_a_row():
+    # The hidden layer, 2 x 24 float32 numbers; with 1000 genes the profile itself.
+    assert lite.make_lite(VECTOR).row_bytes == 192
+    assert lite.make_lite(dataclasses.replace(VECTOR, genes=1000)).row_bytes == 4000

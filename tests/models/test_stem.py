@@ -281,3 +281,9 @@ def test_the_condition_is_embedded_once_whatever_the_draws_and_steps():
     of_condition = [found for found in products if any(13 in shape for shape in found[0])]
     assert of_condition == [([(2, 13), (13, 13)], False), ([(2, 13), (13, 8)], False)]
     assert sum(repeated for _, repeated in products) > 5
+
+
+def test_the_largest_array_of_a_row():
+    assert stem.make_stem(SMALL).row_bytes == 7 * 4 * 24 * 4  # genes, hidden width, float32
+    half = dataclasses.replace(SMALL, dtype="bfloat16")
+    assert stem.make_stem(half).row_bytes == 7 * 4 * 24 * 2
