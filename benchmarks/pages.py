@@ -51,8 +51,8 @@ def filled(text: str, results: pathlib.Path = RESULTS) -> str:
         path = results / f"{match[2]}.json"
         made = "Not measured yet."
         if path.is_file():
-            result = json.loads(path.read_text())
-            made = f"{measured(result)}\n\n{_tables_of(match[2])(result)}"
+            result, tables_of = json.loads(path.read_text()), _tables_of(match[2])
+            made = f"{measured(result)}\n\n{tables_of(result)}"
         return f"{match[1]}\n{made}\n\n{match[3]}"
 
     return MARKED.sub(tables, text)
