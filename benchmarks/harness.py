@@ -19,7 +19,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ from machine import device_peak_bytes, rating, surroundings
 
 from stemjax import config, configfile
 from stemjax.data import integrity
+from stemjax.names import split_names
 
 SCHEMA = 1
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -271,6 +272,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--condition", type=int, default=1536, help="embedding width")
     parser.add_argument("--quick", action="store_true", help="about a minute on two cores")
     parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write the result here")
+
+
+def names(text: str) -> list[str]:
+    """Returns the values of a flag that takes several, comma-separated."""
+    return list(split_names(text))
+
+
+def numbers(text: str) -> list[int]:
+    """Returns the numbers of a flag that takes several, comma-separated."""
+    return [int(name) for name in names(text)]
+
+
+def fill(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
+    """Gives the flags that were left out their defaults, where these depend on other flags."""
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def parse(

@@ -239,25 +239,21 @@ def measure(row: Row, base: config.Experiment, args: argparse.Namespace, roof: d
     return line
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(name) for name in _names(text)]
-
-
 def read_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, config.Experiment]:
     """Returns the flags, with the defaults that depend on device and ``--quick``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     harness.add_arguments(parser)
-    parser.add_argument("--ways", type=_names, help="comma-separated; default: ten, or three")
-    parser.add_argument("--batches", type=_numbers, help="rows at once; default 16 on a CPU")
-    parser.add_argument("--dtypes", type=_names, help="default: the experiment's first")
-    parser.add_argument("--attention", type=_names, help="default: the experiment's first")
-    parser.add_argument("--panels", type=_numbers, help="sizes of panel; default --genes first")
+    parser.add_argument(
+        "--ways", type=harness.names, help="comma-separated; default: ten, or three"
+    )
+    parser.add_argument("--batches", type=harness.numbers, help="rows at once; default 16 on a CPU")
+    parser.add_argument("--dtypes", type=harness.names, help="default: the experiment's first")
+    parser.add_argument("--attention", type=harness.names, help="default: the experiment's first")
+    parser.add_argument(
+        "--panels", type=harness.numbers, help="sizes of panel; default --genes first"
+    )
     parser.add_argument("--vary", help="the way that the other values are tried on")
     parser.add_argument("--product", action="store_true", help="every way at every value")
     parser.add_argument("--timed-steps", type=int, help="steps of the timed loop; 0: all")
@@ -272,7 +268,7 @@ def read_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, confi
 
     forms = {"cpu": (), "tpu": ("xla", "flash")}.get(jax.default_backend(), ("xla", "cudnn"))
     defaults = {
-        "ways": _names(QUICK_WAYS if quick else WAYS),
+        "ways": harness.names(QUICK_WAYS if quick else WAYS),
         "batches": other(16, (1, 64)) if cpu else other(1024, (1, 200, 4096)),
         "dtypes": other(model.dtype, ("float32", "bfloat16")),
         "attention": other(model.attention, forms),
@@ -283,9 +279,7 @@ def read_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, confi
         "warm_up": 1 if quick else 3,
         "seconds": 0.3 if quick else 5.0,
     }
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    harness.fill(args, defaults)
     return args, experiment
 
 

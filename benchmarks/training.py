@@ -251,27 +251,21 @@ def with_shares(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(name) for name in _names(text)]
-
-
 def read_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, config.Experiment]:
     """Returns the flags, with the defaults that depend on device and ``--quick``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     harness.add_arguments(parser)
-    parser.add_argument("--feeds", type=_names, help="default: " + ",".join(FEEDS))
-    parser.add_argument("--calls", type=_numbers, help="updates a call")
-    parser.add_argument("--batch", type=_numbers, help="spots an update")
-    parser.add_argument("--accumulate", type=_numbers, help="parts of a batch")
-    parser.add_argument("--remat", type=_names, help="none, blocks")
-    parser.add_argument("--dtype", type=_names, help="default: the experiment's first")
-    parser.add_argument("--vary", type=_names, help="feeds that the other values are tried on")
+    parser.add_argument("--feeds", type=harness.names, help="default: " + ",".join(FEEDS))
+    parser.add_argument("--calls", type=harness.numbers, help="updates a call")
+    parser.add_argument("--batch", type=harness.numbers, help="spots an update")
+    parser.add_argument("--accumulate", type=harness.numbers, help="parts of a batch")
+    parser.add_argument("--remat", type=harness.names, help="none, blocks")
+    parser.add_argument("--dtype", type=harness.names, help="default: the experiment's first")
+    parser.add_argument(
+        "--vary", type=harness.names, help="feeds that the other values are tried on"
+    )
     parser.add_argument("--spots", type=int, help="rows of the records that are made")
     parser.add_argument("--updates", type=int, help="updates that the clock runs over")
     parser.add_argument("--repeats", type=int, help="times of them, at least")
@@ -294,9 +288,7 @@ def read_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, confi
         "warm_up": 1,
         "seconds": 0.0 if quick else 3.0,
     }
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    harness.fill(args, defaults)
     if unknown := [feed for feed in (*args.feeds, *args.vary) if feed not in FEEDS]:
         parser.error(f"no feed {unknown[0]!r}: {', '.join(FEEDS)}")
     return args, experiment

@@ -134,6 +134,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax.export import bundle
 
     sampling = tasks.Sampling(**options.sampling(args))
+    summary = _summary(args, sampling)
     trained = bundle.open_model(args.checkpoint, weights=args.weights)
     source = records.open_records(*names.split_names(args.records))
     steer = steering.Steering(
@@ -150,7 +151,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
             sampling,
             seed=args.seed,
             rows=args.rows,
-            summary=_summary(args, sampling),
+            summary=summary,
             steer=steer,
             divergence=args.likelihood,
             progress=bar,

@@ -202,15 +202,6 @@ class Lite(nnx.Module):
         outputs = config.channels * config.genes
         self.gain = nnx.Linear(width, outputs, kernel_init=layers.ZEROS, rngs=rngs)
 
-    def __call__(
-        self,
-        x_bg: Float[Array, "b g"],
-        noise_level_b: Float[Array, " b"],
-        cond_bc: Float[Array, "b c"],
-    ) -> Float[Array, "b g"] | Float[Array, "b 2 g"]:
-        """The raw network output, float32."""
-        return self.denoise(x_bg, noise_level_b, self.embed(cond_bc))
-
     def embed(self, cond_lc: Float[Array, "l c"]) -> Float[Array, "l d"]:
         """The embedding of the condition: all that the rest of the network sees of it."""
         return self.condition(cond_lc)

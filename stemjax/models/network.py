@@ -93,7 +93,7 @@ def make_conditional(build: Callable[[nnx.Rngs], nnx.Module], *, row_bytes: int 
 
     Args:
       build: makes a module with ``embed(cond [l c]) -> [l d]`` and ``denoise(x [b g],
-        noise_level [b], embedded [l d])``, whose call is one after the other.
+        noise_level [b], embedded [l d])``.
       row_bytes: size of the largest array that one row makes on its way.
     """
     graph, wanted = _abstract(build)
@@ -113,7 +113,10 @@ def make_conditional(build: Callable[[nnx.Rngs], nnx.Module], *, row_bytes: int 
 
         return bound
 
-    return Conditional(init=plain.init, apply=plain.apply, bind=bind, row_bytes=row_bytes)
+    def apply(params: Params, x: Array, noise_level: Array, cond: Array) -> jax.Array:
+        return bind(params, cond)(x, noise_level)
+
+    return Conditional(init=plain.init, apply=apply, bind=bind, row_bytes=row_bytes)
 
 
 def _abstract(
