@@ -183,7 +183,7 @@ def test_rows_at_a_time_fit_the_cache_or_fill_the_accelerator(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     monkeypatch.setattr(predictor, "_last_cache", lambda: 32 * 2**20)
     published = 200 * 1536 * 4
-    assert predictor.rows_at_a_time(published) == 16  # 19.7 MB of 33.6
+    assert predictor.rows_at_a_time(published) == 8  # 9.8 MB of 33.6
     assert predictor.rows_at_a_time(10**9) == 1
     Device.platform, Device.stats = "gpu", {"bytes_limit": 139 * 2**30}
     assert predictor.rows_at_a_time(published // 2) == 4096

@@ -55,7 +55,7 @@ class Plan:
     Attributes:
       batches: rows of the forward passes.
       spots: spots that are drawn for.
-      chunk: rows that PyTorch works on at a time in a pair.
+      chunk: rows that PyTorch works on at a time; stemjax takes what its predictor chooses.
       published: rows and steps of the published loop in one timed call.
       rounds: rounds.
       window: seconds a turn.
@@ -75,7 +75,7 @@ def make_jobs(plan: Plan, levels: tuple[float, float], torch: Sequence[str]) -> 
     jobs = [
         rounds.Job(
             name=f"forward {batch}",
-            values={"kind": "forward", "batch": batch},
+            values={"kind": "forward", "batch": batch, "chunk": plan.chunk},
             variants=both,
             spots=batch,
             evaluations=1,

@@ -167,8 +167,10 @@ class Driver:
         return self.calls[key]
 
     def _forward(self, network: torch_stem.Network, job: Job) -> Call:
-        x, t, y = (self.arrays[name][: job["batch"]].clone() for name in ("x", "t", "cond"))
-        return lambda: network(x, t, y)
+        """One forward pass, at most ``chunk`` rows at a time."""
+        given = (self.arrays[name][: job["batch"]].clone() for name in ("x", "t", "cond"))
+        parts = list(zip(*(array.split(job["chunk"]) for array in given), strict=True))
+        return lambda: torch.cat([network(*part) for part in parts])
 
     def _mean(self, network: torch_stem.Network, job: Job) -> Call:
         cond = self.arrays["cond"][: job["spots"]].clone()

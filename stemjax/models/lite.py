@@ -100,7 +100,7 @@ def make_lite(config: LiteConfig) -> network.Conditional:
     hidden = max(config.latents, 1) * config.mlp_ratio * config.width
     return network.make_conditional(
         lambda rngs: Lite(config, rngs=rngs),
-        row_bytes=max(hidden * jnp.dtype(config.dtype).itemsize, 4 * config.genes),
+        row_bytes=4 * max(hidden, config.genes),
     )
 
 

@@ -37,7 +37,7 @@ BUCKETS = (1, 4, 16)
 MOST_ROWS = 4096
 """Rows at a time on an accelerator: more fill it no better and only cost memory."""
 
-_CACHE_SHARE = 0.6
+_CACHE_SHARE = 0.3
 _USUAL_CACHE = 32 * 2**20
 _USUAL_ROWS = 256
 
@@ -182,9 +182,9 @@ def portions(spots: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]
 def rows_at_a_time(row_bytes: int) -> int:
     """Returns how many rows of a network this machine's devices work on best at a time.
 
-    On a CPU the largest array of a block should stay in the last cache: the published network
-    takes half as long again a row with 64 rows at a time as with 16. An accelerator wants many rows
-    and has the memory for about eight such arrays at a time.
+    On a CPU the arrays of a block should stay in the last cache, of which the largest may take a
+    third (measured, docs/throughput.md). An accelerator wants many rows and has the memory for
+    about eight such arrays at a time.
 
     Args:
       row_bytes: the network's largest array for one row (`Conditional.row_bytes`); 0 is unknown.
