@@ -1,4 +1,4 @@
-"""Writes the tables of benchmarks/results/*.json into the pages of docs/ that quote them.
+"""Writes the tables of benchmarks/results/*.json into README.md and the pages of docs/.
 
     uv run python benchmarks/pages.py           # writes
     uv run python benchmarks/pages.py --check   # says whether the pages are those of the results
@@ -7,7 +7,7 @@ A page has the two marks ``<!-- tables of NAME -->`` and ``<!-- end -->``; what 
 is replaced by the tables of benchmarks/results/NAME.json, or by a line that says that nobody has
 measured it. The tables are made by ``tables(result)`` of the script in `SCRIPTS` whose name NAME
 begins with, the longest of them: results of one script on other devices or configurations are
-``sampling_h200`` and such.
+``sampling_h200`` and such. A NAME of `COMPOSED` is made of several results.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ SCRIPTS = {
     "frontier": "frontier",
 }
 """What a result's name begins with -> the module in benchmarks/ that has its ``tables``."""
+COMPOSED = {"headline": ("peers", "frontier")}
+"""A module in benchmarks/ -> the results that its ``tables`` takes."""
 
 
 def filled(text: str, results: pathlib.Path = RESULTS) -> str:
@@ -48,11 +50,13 @@ def filled(text: str, results: pathlib.Path = RESULTS) -> str:
     """
 
     def tables(match: re.Match[str]) -> str:
-        path = results / f"{match[2]}.json"
+        names = COMPOSED.get(match[2], (match[2],))
+        paths = [results / f"{name}.json" for name in names]
         made = "Not measured yet."
-        if path.is_file():
-            result, tables_of = json.loads(path.read_text()), _tables_of(match[2])
-            made = f"{measured(result)}\n\n{tables_of(result)}"
+        if all(path.is_file() for path in paths):
+            found = [json.loads(path.read_text()) for path in paths]
+            about = "\n".join(measured(result) for result in found)
+            made = f"{about}\n\n{_tables_of(match[2])(*found)}"
         return f"{match[1]}\n{made}\n\n{match[3]}"
 
     return MARKED.sub(tables, text)
@@ -74,6 +78,8 @@ def measured(result: dict[str, Any]) -> str:
 
 
 def _tables_of(name: str) -> Any:
+    if name in COMPOSED:
+        return importlib.import_module(name).tables
     known = [script for script in SCRIPTS if name == script or name.startswith(f"{script}_")]
     if not known:
         raise LookupError(f"benchmarks/results/{name}.json: no script of pages.SCRIPTS makes it")
@@ -85,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     args = parser.parse_args()
-    for page in sorted((ROOT / "docs").glob("*.md")):
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text()
         made = filled(text)
         if made != text and args.check:

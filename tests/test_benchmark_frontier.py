@@ -215,11 +215,16 @@ def test_the_verdict_is_said_in_words_and_tables_hold_it(modules):
     ]  # fmt: skip
     ladder = json.dumps({"sigma_min": 0.1, "sigma_max": 40.0})
     chosen = {"law": {"dpmpp2m 4, ladder": {"chosen": ladder, "energy": {ladder: 1.5}}}}
-    page = modules["frontier"].tables({"lines": lines, "chosen": chosen, "compared": compared})
+    defaults = [{"place": "law", "rival": ["ddpm", "ancestral 1000"], "verdict": "better",
+                 "difference": -0.25, "interval": [-0.3, -0.2], "seeds": 1}]  # fmt: skip
+    page = modules["frontier"].tables(
+        {"lines": lines, "chosen": chosen, "compared": compared, "defaults": defaults}
+    )
     # Mean and deviation of .25, .35, .45 over seeds.
     for cell in ("| edm | dpmpp2m 8 | 3 | 160 | 2.5 | 0.350 ± 0.100 [0.200, 0.300] |",
                  "| dpmpp2m 4, ladder | sigma_min 0.1, sigma_max 40 | 1.5000 |",
                  "| consistency, data, 4 steps | dpmpp2m 8 | -0.5000 [-0.6000, -0.4000] | worse |",
+                 "| ddpm ancestral 1000 | 1 | -0.2500 [-0.3000, -0.2000] | better |",
                  text):  # fmt: skip
         assert cell in page
 
