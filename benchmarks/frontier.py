@@ -10,13 +10,14 @@ training, exact mean and true draws at hand. Three seeds of each network.
 
 Models. ``edm``: the experiment's own. ``ddpm``: the published process at the same size, space and
 updates. ``consistency`` and ``meanflow`` (benchmarks/fewstep) start from the edm network of their
-seed, which keeps its own weights for the mean.
+seed. ``edm, longer`` is the edm network trained on as long as they are tuned.
 
 Every row is one (model, seed, way): evaluations counted while it runs, time of a spot, scores with
 intervals over blocks of spots. Choices are made once, by energy score on C3 with seed 0: which
 kind of tuning, its last noise level, and the ladder of the solver that it has to beat. The rule:
 a generator enters the package if it beats DPM-Solver++(2M) at equal evaluations on the energy
-score, the interval over spots and seeds of the paired difference leaving out 0.
+score, with the edm network and with the one trained longer, the interval over spots and seeds of
+the paired difference leaving out 0.
 
 Networks stay in --workdir and rows in --json, so that a run that was stopped goes on.
 """
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -42,6 +44,8 @@ COLUMNS = {
 }  # fmt: skip
 DEFAULT = "dpmpp2m 8"
 """The package's draws: 8 steps, 20 draws, 160 evaluations."""
+SHIPPED = "consistency, data"
+"""The kind that is in the package."""
 _WITH_INTERVAL = ("pcc", "mse", "energy")
 
 
@@ -61,21 +65,25 @@ def measure(run: rows.Run, *, seeds: Sequence[int], kinds: Sequence[str]) -> lis
       kinds: kinds of tuning to choose among.
     """
     chosen = run.kind(kinds)
-    ours, theirs = best_ways(run, chosen)
-    for kind in kinds:
-        run.rows(kind, seeds[0], best_ways(run, kind)[0])
+    ladders = {kind: best_ways(run, kind) for kind in kinds}
+    theirs = ladders[chosen][1]
     for seed in seeds:
         run.rows("edm", seed, rows.SOLVERS | theirs)
-        run.rows(chosen, seed, ours)
+        run.rows(rows.LONGER, seed, rows.EQUAL | theirs)
+        for kind in kinds:
+            ours = ladders[kind][0]
+            if kind.startswith("consistency"):
+                ours |= rows.MEAN_TOKEN
+            if kind in (chosen, SHIPPED) or seed == seeds[0]:
+                run.rows(kind, seed, ours)
     resamples = run.place.view("test").ground.resamples
     mine = [line for line in run.lines if line["place"] == run.place.name]
     found = []
-    for n in rows.FEW:
-        for rival in (f"dpmpp2m {n}, chosen ladder", f"dpmpp2m {n}", DEFAULT):
-            pair = (chosen, f"{n} steps"), ("edm", rival)
-            compared = rows.paired(mine, *pair, resamples)
-            about = {"place": run.place.name, "model": chosen, "steps": n, "rival": rival}
-            found.append(about | compared)
+    for kind, n, model in itertools.product(kinds, rows.FEW, ("edm", rows.LONGER)):
+        for way in (f"dpmpp2m {n}, chosen ladder", f"dpmpp2m {n}", DEFAULT):
+            compared = rows.paired(mine, (kind, f"{n} steps"), (model, way), resamples)
+            about = {"place": run.place.name, "model": kind, "steps": n}
+            found.append(about | {"rival": [model, way]} | compared)
     return found
 
 
@@ -109,17 +117,16 @@ def measure_published(
     ]
 
 
-def verdict(compared: Sequence[Mapping[str, Any]], place: str) -> str:
-    """Returns in words whether the place's generator is worth shipping, and why."""
-    mine = [line for line in compared if line["place"] == place]
+def verdict(compared: Sequence[Mapping[str, Any]], place: str, kind: str) -> str:
+    """Returns in words whether a kind of generator is worth shipping, and why."""
+    mine = [line for line in compared if (line["place"], line["model"]) == (place, kind)]
     if not mine:
-        return f"{place}: nothing was compared."
+        return f"**{place}**, {kind}: nothing was compared."
     said = []
     for n in rows.FEW:
-        equal = [line for line in mine if line["steps"] == n and line["rival"] != DEFAULT]
+        equal = [line for line in mine if line["steps"] == n and line["rival"][1] != DEFAULT]
         wins = all(line["verdict"] == "better" for line in equal)
         said.append((n, wins))
-    name = mine[0]["model"]
     won = [str(n) for n, wins in said if wins]
     lost = [str(n) for n, wins in said if not wins]
     parts = []
@@ -128,15 +135,17 @@ def verdict(compared: Sequence[Mapping[str, Any]], place: str) -> str:
     if lost:
         rest = "" if won else " beat DPM-Solver++(2M) of as many evaluations"
         parts.append(f"at {', '.join(lost)} it does not{rest}")
-    full = [line for line in mine if line["rival"] == DEFAULT]
-    level = [str(line["steps"]) for line in full if line["verdict"] != "worse"]
+    behind = {
+        line["steps"] for line in mine if line["rival"][1] == DEFAULT and line["verdict"] == "worse"
+    }
+    level = [str(n) for n in rows.FEW if n not in behind]
     worth = (
         f"with {', '.join(level)} it is not worse than DPM-Solver++(2M) of 8"
         if level
         else "with any of them it is worse than DPM-Solver++(2M) of 8"
     )
     ship = "It meets the rule" if won else "It does not meet the rule"
-    return f"**{place}**, {name}: {'; '.join(parts)}; {worth}. {ship} for shipping here."
+    return f"**{place}**, {kind}: {'; '.join(parts)}; {worth}. {ship} for shipping here."
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -158,13 +167,14 @@ def tables(result: Mapping[str, Any]) -> str:
         parts.append(samplers.markdown(["choice", "chosen", energy], choices))
         compared = [line for line in result["compared"] if line["place"] == place]
         lines = [
-            [f"{line['model']}, {line['steps']} steps", line["rival"],
+            [f"{line['model']}, {line['steps']} steps", " ".join(line["rival"]),
              f"{line['difference']:+.4f} {_bounds(line['interval'], '+.4f')}", line["verdict"]]
             for line in compared
         ]  # fmt: skip
-        head = ["generator", "less the edm network's", f"{energy} [95 %]", "verdict"]
+        head = ["generator", "less", f"{energy} [95 %]", "verdict"]
         parts.append(samplers.markdown(head, lines))
-        parts.append(verdict(result["compared"], place))
+        kinds = dict.fromkeys(line["model"] for line in compared)
+        parts.append("\n\n".join(verdict(compared, place, kind) for kind in kinds))
         dearer = [
             [" ".join(line["rival"]), str(line["seeds"]),
              f"{line['difference']:+.4f} {_bounds(line['interval'], '+.4f')}", line["verdict"]]

@@ -49,8 +49,9 @@ from stemjax.typing import Batch
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 """The smallest that the compiler knows; programs are compiled for one chip of it."""
 
-PROGRAMS = ("forward-256", "forward-1024", "sampler-256", "train-256")
-"""Kind and rows at once: one evaluation, a pair sampler of 8 steps, one update."""
+PROGRAMS = ("forward-256", "forward-1024", "sampler-256", "train-256", "remat-256")
+"""Kind and rows at once: one evaluation, a pair sampler of 8 steps, one update, and one with the
+blocks computed again in the backward pass."""
 
 SAMPLING = tasks.Sampling(mode="pair", sampler="dpmpp2m", steps=8)
 
@@ -85,7 +86,7 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """Forward, sampler or train."""
+        """Forward, sampler, train or remat."""
         return self.program.split("-")[0]
 
     @property
@@ -95,15 +96,17 @@ class Row:
 
     @property
     def evaluations(self) -> int:
-        """Forward passes' worth of work for each of them; an update costs three."""
-        return {"forward": 1, "sampler": SAMPLING.steps, "train": 3}[self.kind]
+        """Forward passes' worth of work for each of them; an update is three, remat or not."""
+        return {"forward": 1, "sampler": SAMPLING.steps, "train": 3, "remat": 3}[self.kind]
 
 
 def program(
     row: Row, experiment: config.Experiment, genes: int, condition: int, device: Any
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Returns a row's function under `jax.jit` and the shapes of its arguments on a device."""
-    model = dataclasses.replace(experiment.model, attention=row.attention)
+    model = dataclasses.replace(
+        experiment.model, attention=row.attention, remat=row.kind == "remat"
+    )
     experiment = dataclasses.replace(experiment, model=model)
     task: Any = config.make_task(experiment, genes=genes, condition=condition)
     where = SingleDeviceSharding(device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 MODES = ("mean", "marginal", "pair", "draws")
 """How a prediction is made; see `stemjax.tasks.Sampling`."""
 
-SAMPLERS = ("dpmpp2m", "dpmpp2m_sde", "ddim", "ancestral", "heun", "ab2", "ddpm")
+SAMPLERS = ("dpmpp2m", "dpmpp2m_sde", "ddim", "ancestral", "heun", "ab2", "ddpm", "consistency")
 """Step rules; see `stemjax.tasks.Sampling`."""
 
 LADDERS = ("karras", "log_uniform", "vp_linear", "vp_cosine", "ddpm")

@@ -7,7 +7,7 @@ f feed-forward, n draws, s rungs, v variants.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -27,8 +27,11 @@ class Batch(TypedDict):
       x0: expression in the model's space (transformed, then standardised), [b g] float32.
       mask: 1 where the slide measured the gene, else 0, [b g] float32. A gene that a slide lacks
         is left out of the loss: it is not a zero.
+      progress: share of the run that is done, the same in each row, [b] float32; the train step
+        adds it for losses that change in the course of a run.
     """
 
     cond: Array
     x0: Array
     mask: Array
+    progress: NotRequired[Array]

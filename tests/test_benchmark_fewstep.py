@@ -8,11 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy_networks
 from normal_flows import (
     COND,
-    MEAN,
-    STD,
     batch,
     chord,
     column,
@@ -40,115 +37,20 @@ def modules():
                "places": places, "rows": rows, "tuning": tuning}  # fmt: skip
 
 
-def test_the_boundary_holds_for_any_weights(modules):
-    """f(x; 0) = x: c_skip is 1 and c_out 0 there, whatever the network says."""
-    wild = toy_networks.conditional(lambda params, x, level, cond: 7.0 + 100 * jnp.sin(9 * x))
-    teacher = tasks.StemTask(network=wild, genes=2, noise=noise.LogNormal())
-    task = modules["consistency"].ConsistencyTask(teacher=teacher, start={"w": jnp.ones(2)})
-    x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 2)), jnp.float32)
-    function = task.teacher.denoiser({}, COND)
-    np.testing.assert_array_equal(function(x, jnp.zeros(3)), x)
-    assert float(jnp.abs(function(x, jnp.ones(3)) - x).max()) > 1
-
-
-def test_the_gap_closes_in_doublings(modules):
-    gap = modules["consistency"].Gap(doublings=4)
-    t = jnp.asarray([1e-4, 1.0, 1.9, 2.0, 80.0])
-    first = gap.earlier(t, jnp.float32(0.0))
-    # n(1e-4) = 5, n(1) = 3.15, n(1.9) = 2.04, n(2) = 1.95, n(80) = 1; r = t (1 - n / 2).
-    np.testing.assert_allclose(first[:3], 0.0)
-    assert 0 < float(first[3]) < 0.1
-    assert float(first[4]) == pytest.approx(40.0)
-    last = gap.earlier(t, jnp.float32(0.999))
-    expected = 1 - np.array([5, 1 + 8 / (1 + np.e)]) / 16
-    np.testing.assert_allclose(last[:2] / t[:2], expected, rtol=1e-4)
-    shares = [gap.earlier(t, jnp.float32(p)) for p in (0.0, 0.2, 0.3, 0.6, 0.8)]
-    assert all(bool((a <= b).all()) for a, b in zip(shares, shares[1:], strict=False))
-    np.testing.assert_array_equal(shares[0], shares[1])  # within one doubling nothing moves
-    assert bool((last < t).all())
-
-
-def test_the_exact_function_has_no_consistency_error(modules):
-    errors = modules["consistency"].consistency_errors
-    t, r = jnp.asarray([0.1, 1.0, 60.0]), jnp.asarray([0.0, 0.9, 3.0])
-    x = jnp.asarray(np.random.default_rng(2).standard_normal((3, 2)), jnp.float32) * column(t)
-    measured = jnp.ones((3, 2), bool)
-    given = (x, t, flow(x, t, r), r, measured)
-    assert float(errors(flow, *given, sigma_data=1.0).max()) < 1e-9
-    assert float(errors(denoise, *given, sigma_data=1.0)[1:].min()) > 1e-4
-
-
-def test_tuning_descends_to_the_mean_of_its_target_and_the_target_is_held(modules):
-    """f(x; t) = MEAN + p (x - MEAN), target with gain k p at r.
-
-    The error's slope in p with the target held is 2 (p (STD² + t²) - k p (STD² + r t)) / c_out².
-    Four points x0 = +-STD, n = +-1 have the law's second moments, so this is exact.
-    """
-    t, r, k = 2.0, 0.7, 0.9
-    x0 = np.float32([[1, 1], [1, 1], [-1, -1], [-1, -1]]) * STD + MEAN
-    n = np.float32([[1, 1], [-1, -1], [1, 1], [-1, -1]])
-
-    def error(p):
-        def function(x, sigma):
-            return MEAN + jnp.where(column(sigma) == t, p, k * p) * (x - MEAN)
-
-        levels = jnp.full(4, t), jnp.full(4, r)
-        return modules["consistency"].consistency_errors(
-            function, x0 + t * n, levels[0], x0 + r * n, levels[1], np.ones((4, 2), bool),
-            sigma_data=1.0,
-        ).mean()  # fmt: skip
-
-    p, scale = 0.4, t**2 / (1 + t**2)
-    expected = 2 * (p * (1 + t**2) - k * p * (1 + r * t)) / scale
-    assert float(jax.grad(error)(p)) == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.mark.parametrize(("path", "expected"), [("teacher", 0.0), ("data", 1.0)])
 def test_with_r_at_zero_tuning_is_the_denoisers_own_objective(modules, path, expected):
     """In the first doubling, below t = ln 7: the denoiser itself is the target, or the spot.
 
     Of a spot, the denoiser leaves t² / (1 + t²) = c_out² of variance, 1 in units of the network.
     """
-    task = modules["consistency"].ConsistencyTask(
-        teacher=edm(), start={}, path=path, noise=noise.LogUniform(sigma_min=0.05, sigma_max=1.9)
+    task = modules["consistency"].Tuning(
+        edm=edm(), start={}, path=path, noise=noise.LogUniform(sigma_min=0.05, sigma_max=1.9)
     )
     _, parts = task.loss({}, batch(4096, 0.0), jax.random.key(1))
     # 8,192 squares of a unit normal: 4 errors of sqrt(2 / 8192).
     assert float(parts["loss_squared"]) == pytest.approx(expected, abs=0.065)
     if path == "teacher":
         assert float(parts["loss_squared"]) < 1e-8
-
-
-def test_a_gene_that_was_not_measured_has_no_part(modules):
-    def mixing(x, sigma):  # the other gene sees it
-        return denoise(x, sigma) + 0.1 * x.mean(axis=1, keepdims=True)
-
-    task = modules["consistency"].ConsistencyTask(teacher=edm(mixing), start={}, path="data")
-    mask = np.ones((64, 2), np.float32)
-    mask[:, 1] = 0
-    given = batch(64, 0.9, mask)
-    other = {**given, "x0": given["x0"] + 1e6 * (1 - mask)}
-    losses = [float(task.loss({}, b, jax.random.key(2))[0]) for b in (given, other)]
-    assert losses[0] == losses[1] > 0
-
-
-def test_one_step_is_the_map_and_more_keep_the_law(modules):
-    task = modules["consistency"].ConsistencyTask(teacher=edm(flow), start={})
-    keys = sampler.spot_keys(0, "S", ["a", "b", "c"])
-
-    def draws(**options):
-        sampling = tasks.Sampling(mode="draws", n_draws=2000, antithetic=False, **options)
-        return np.asarray(task.predict({}, COND, keys, sampling=sampling))
-
-    one = draws(steps=1)
-    z = sampler.initial_noise(keys, n_draws=2000, genes=2, antithetic=False)
-    x = 80 * z.reshape(-1, 2)
-    # float32 through c_in and back: 1e-6 of 80 z, which the map divides by 80.
-    np.testing.assert_allclose(one.reshape(-1, 2), flow(x, jnp.full(6000, 80.0)), atol=1e-4)
-    for found in (one, draws(steps=2, sigma_min=1.0), draws(steps=4, sigma_min=0.5)):
-        # 6,000 draws: 4 errors of 1 / sqrt(n) and sqrt(2 / n); MEAN / 80 is missing after one step.
-        np.testing.assert_allclose(found.mean(axis=(0, 1)), MEAN[0], atol=0.052 + 1 / 80)
-        np.testing.assert_allclose(found.var(axis=(0, 1)), STD[0] ** 2, atol=0.075)
 
 
 def test_the_exact_average_velocity_satisfies_its_identity(modules):
@@ -196,7 +98,6 @@ def test_chords_lead_where_the_flow_does_in_any_number_of_steps(modules, steps):
 
 
 def test_the_two_time_network_starts_as_the_denoisers_and_learns_everywhere(modules):
-    tuning = modules["tuning"]
     experiment = config.resolve({"model": {"width": 16, "depth": 1, "heads": 2}})
     base = config.make_task(experiment, genes=5, condition=3)
     keys = jax.random.split(jax.random.key(5), 4)
@@ -211,7 +112,7 @@ def test_the_two_time_network_starts_as_the_denoisers_and_learns_everywhere(modu
             jax.tree.map(np.testing.assert_array_equal, params["body"][name], value)
     rng = np.random.default_rng(6)
     given = {"x0": rng.standard_normal((8, 5)), "cond": rng.standard_normal((8, 3)),
-             "mask": np.ones((8, 5)), tuning.PROGRESS: np.zeros(8)}  # fmt: skip
+             "mask": np.ones((8, 5)), "progress": np.zeros(8)}  # fmt: skip
     given = {name: jnp.asarray(value, jnp.float32) for name, value in given.items()}
     slopes = jax.jit(jax.grad(lambda p: task.loss(p, given, keys[3])[0]))(params)
     for path, slope in jax.tree_util.tree_leaves_with_path(slopes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -46,29 +47,30 @@ def test_evaluations_are_counted(modules):
     for sampling, expected in ways.items():
         assert count(edm(), {}, COND[:1], sampling) == expected
     two = tasks.Sampling(mode="draws", n_draws=6, steps=2, sigma_min=1.0)
-    task = modules["consistency"].ConsistencyTask(teacher=edm(flow), start={})
-    assert count(task, {}, COND[:1], two) == 12
+    task = modules["consistency"].Tuning(edm=edm(flow), start={})
+    own = dataclasses.replace(two, sampler="consistency")
+    assert count(task, {}, COND[:1], own) == 12
     assert count(mean_flow_task(modules["meanflow"], chord), {}, COND[:1], two) == 12
 
 
 class Learner:
     """A task that follows the batch's mean and notes the share of the run."""
 
-    def __init__(self, progress):
-        self.seen, self.progress = [], progress
+    def __init__(self):
+        self.seen = []
 
     def init(self, key):
         return {"layer": {"w": jnp.full(2, 5.0)}}
 
     def loss(self, params, batch, key):
-        jax.debug.callback(lambda share: self.seen.append(float(share)), self.progress(batch))
+        jax.debug.callback(lambda share: self.seen.append(float(share)), batch["progress"][0])
         loss = jnp.sum((params["layer"]["w"] - batch["x0"].mean(axis=0)) ** 2)
         return loss, {"loss": loss}
 
 
 def test_training_shows_its_progress_and_weights_come_back_as_they_were(modules, tmp_path):
     tuning = modules["tuning"]
-    task = Learner(tuning.progress)
+    task = Learner()
     optim = config.Optim(learning_rate=0.1, warmup=0, ema=0.9)
     made = ({k: v for k, v in batch(4, 0.0).items() if k != "progress"} for _ in range(100))
     params = tuning.train(task, made, updates=80, optim=optim, accumulate=1, seed=0)
@@ -197,15 +199,17 @@ def test_the_verdict_is_said_in_words_and_tables_hold_it(modules):
         for rival, said in ((f"dpmpp2m {n}, chosen ladder", "better" if n < 4 else "worse"),
                             (f"dpmpp2m {n}", "better"), ("dpmpp2m 8", "worse")):  # fmt: skip
             compared.append({"place": "law", "model": "consistency, data", "steps": n,
-                             "rival": rival, "verdict": said, "difference": -0.5,
+                             "rival": ["edm", rival], "verdict": said, "difference": -0.5,
                              "interval": [-0.6, -0.4], "seeds": 3})  # fmt: skip
-    text = modules["frontier"].verdict(compared, "law")
+    text = modules["frontier"].verdict(compared, "law", "consistency, data")
     assert "at 1, 2 evaluations it beats" in text
     assert "at 4 it does not" in text
     assert "worse than DPM-Solver++(2M) of 8" in text
     assert "It meets the rule" in text
     lost = [{**line, "verdict": "worse"} for line in compared]
-    assert "It does not meet the rule" in modules["frontier"].verdict(lost, "law")
+    assert "It does not meet the rule" in modules["frontier"].verdict(
+        lost, "law", "consistency, data"
+    )
     score = {"value": 0.25, "interval": [0.2, 0.3]}
     lines = [
         {"place": "law", "model": "edm", "way": "dpmpp2m 8", "seed": seed, "evaluations": 160,
@@ -223,7 +227,7 @@ def test_the_verdict_is_said_in_words_and_tables_hold_it(modules):
     # Mean and deviation of .25, .35, .45 over seeds.
     for cell in ("| edm | dpmpp2m 8 | 3 | 160 | 2.5 | 0.350 ± 0.100 [0.200, 0.300] |",
                  "| dpmpp2m 4, ladder | sigma_min 0.1, sigma_max 40 | 1.5000 |",
-                 "| consistency, data, 4 steps | dpmpp2m 8 | -0.5000 [-0.6000, -0.4000] | worse |",
+                 "| consistency, data, 4 steps | edm dpmpp2m 8 | -0.5000 [-0.6000, -0.4000] |",
                  "| ddpm ancestral 1000 | 1 | -0.2500 [-0.3000, -0.2000] | better |",
                  text):  # fmt: skip
         assert cell in page

@@ -29,10 +29,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from fewstep import tuning
 from fewstep.consistency import Path
 from stemjax import errors, tasks
-from stemjax.diffusion import denoiser, noise, rules, sampler
+from stemjax.diffusion import consistency, denoiser, noise, rules, sampler
 from stemjax.models import layers, network, stem
 from stemjax.typing import Batch, Params
 
@@ -207,7 +206,7 @@ class MeanFlowTask:
             clean = self.teacher.denoiser(self.start, cond)(z / (1 - t)[:, None], sigma_t)
             velocity = (z - clean) / t[:, None]
         squared = identity_errors(self.point(params, cond), z, velocity, t, r, mask > 0)
-        loss = jnp.mean(tuning.adaptive(squared, self.power))
+        loss = jnp.mean(consistency.adaptive(squared, self.power))
         return loss, {"loss": loss, "loss_squared": jnp.mean(squared)}
 
     def point(

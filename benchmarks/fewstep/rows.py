@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import harness
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fewstep import consistency, meanflow, places, tuning
@@ -26,14 +28,16 @@ def drawn(**options: Any) -> tasks.Sampling:
     return tasks.Sampling(mode="draws", n_draws=DRAWS, **options)
 
 
+MEAN_TOKEN = {"mean token": tasks.Sampling(mode="mean")}
 SOLVERS: dict[str, tasks.Sampling] = {
-    "mean token": tasks.Sampling(mode="mean"),
+    **MEAN_TOKEN,
     "pair, dpmpp2m 4": tasks.Sampling(mode="pair", steps=4),
     "pair, dpmpp2m 8": tasks.Sampling(mode="pair", steps=8),
     **{f"dpmpp2m {n}": drawn(steps=n) for n in (1, 2, 4, 6, 8, 12)},
     "heun 18": drawn(sampler="heun", steps=18),
     "ddim 50": drawn(sampler="ddim", steps=50),
 }
+EQUAL = MEAN_TOKEN | {f"dpmpp2m {n}": SOLVERS[f"dpmpp2m {n}"] for n in (*FEW, 8)}
 PUBLISHED: dict[str, tasks.Sampling] = {
     "pair, dpmpp2m 8": SOLVERS["pair, dpmpp2m 8"],
     "dpmpp2m 8": SOLVERS["dpmpp2m 8"],
@@ -45,6 +49,8 @@ KINDS: dict[str, tuple[str, consistency.Path]] = {
     "consistency, teacher": ("consistency", "teacher"),
     "meanflow, teacher": ("meanflow", "teacher"),
 }
+LONGER = "edm, longer"
+"""The denoiser trained on as long as a generator is tuned: what the updates alone are worth."""
 # Ladders that are chosen among: of a generator, whose last level is where it is noised to last, and
 # of the solver that it has to beat.
 GENERATORS = tuple(
@@ -87,14 +93,14 @@ class Run:
     def network(self, model: str, seed: int) -> places.Net:
         """Returns the network of a model's name; the same object each time, as its programs are."""
         if (model, seed) not in self._networks:
-            make = self._tuned if model in KINDS else self.place.network
+            make = self._tuned if model in KINDS or model == LONGER else self.place.network
             self._networks[model, seed] = make(model, seed)
         return self._networks[model, seed]
 
     def _tuned(self, kind: str, seed: int) -> places.Net:
-        """Returns the generator of a seed, tuned from its edm network unless it is kept already."""
+        """Returns what was tuned from a seed's edm network, tuning it unless it is kept already."""
         base = self.network("edm", seed)
-        task = make_generator(kind, base, self.experiment)
+        task = trained_on(base) if kind == LONGER else make_generator(kind, base, self.experiment)
         path = self.workdir / f"{kind.replace(', ', '_')}_{seed}.npz"
         params = tuning.load(path)
         if params is None:
@@ -181,14 +187,15 @@ class Run:
                 ladder for ladder in offered if ladder["sigma_min"] == offered[0]["sigma_min"]
             ]
         ladders = {json.dumps(ladder): ladder for ladder in offered}
+        options = {"sampler": "consistency"} if what.startswith("consistency") else {}
 
         def score(ladder: Mapping[str, float]) -> Callable[[], float]:
-            return lambda: self.energy_on_choice(net, drawn(steps=steps, **ladder))
+            return lambda: self.energy_on_choice(net, drawn(steps=steps, **ladder, **options))
 
         best = self.choose(
             f"{what} {steps}, ladder", {name: score(ladder) for name, ladder in ladders.items()}
         )
-        return drawn(steps=steps, **json.loads(best))
+        return drawn(steps=steps, **json.loads(best), **options)
 
     def solver(self, steps: int) -> tasks.Sampling:
         """Returns DPM-Solver++(2M) of so many steps on its best ladder."""
@@ -212,11 +219,19 @@ class Run:
         return self.choose("kind of tuning", {kind: score(kind) for kind in offered})
 
 
+def trained_on(base: places.Net) -> Any:
+    """Returns the task of a trained denoiser, started from its weights."""
+    start = dataclasses.replace(
+        base.task.network, init=lambda key: jax.tree.map(jnp.copy, base.params)
+    )
+    return dataclasses.replace(base.task, network=start)
+
+
 def make_generator(kind: str, base: places.Net, experiment: config.Experiment) -> Any:
     """Returns the task of one of `KINDS` for a trained denoiser."""
     name, path = KINDS[kind]
     if name == "consistency":
-        return consistency.ConsistencyTask(teacher=base.task, start=base.params, path=path)
+        return consistency.Tuning(edm=base.task, start=base.params, path=path)
     condition = base.params["condition"]["fc1"]["kernel"].shape[0]
     asked = dataclasses.asdict(experiment.model)
     known = {field.name for field in dataclasses.fields(stem.StemConfig)}

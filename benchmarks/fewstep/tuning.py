@@ -12,15 +12,12 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from stemjax import config, errors, mesh, tasks
 from stemjax.train import state as states
 from stemjax.train import step as steps
 from stemjax.typing import Batch, Params
-
-PROGRESS = "progress"
-"""Name of what a batch holds beside the data: the share of the run that is done, on each row."""
 
 
 def train(
@@ -35,7 +32,7 @@ def train(
     """Returns the moving average of the weights after ``updates`` updates from ``task.init``.
 
     Args:
-      task: what to train; its loss finds `PROGRESS` in the batch, 0 at the first update.
+      task: what to train.
       batches: at least ``updates`` of them, of one shape.
       updates: number of updates.
       optim: optimiser, schedule and moving average.
@@ -47,11 +44,12 @@ def train(
     """
     optimizer, layout = states.make_optimizer(optim, updates), mesh.make_layout(jax.devices()[:1])
     state = states.init_state(task, optimizer, jax.random.key(seed))
-    step = steps.make_train_step(task, optimizer, ema=optim.ema, seed=seed, accumulate=accumulate)
+    step = steps.make_train_step(
+        task, optimizer, ema=optim.ema, seed=seed, accumulate=accumulate, updates=updates
+    )
     update = None
-    for number, batch in zip(range(updates), batches, strict=False):
-        share = np.full(len(batch["x0"]), number / updates, np.float32)
-        given = layout.put(cast(Batch, {**batch, PROGRESS: share}))
+    for _, batch in zip(range(updates), batches, strict=False):
+        given = layout.put(batch)
         if update is None:
             update = steps.compile_step(step, state, given, layout)
         state, _ = update(state, given)
@@ -63,21 +61,6 @@ def train(
             fix="lower the learning rate",
         )
     return state.ema
-
-
-def progress(batch: Batch) -> Float[Array, ""]:
-    """Returns the share of the run that is done, 0 to below 1."""
-    return jnp.asarray(cast(dict[str, Any], batch)[PROGRESS])[0]
-
-
-def adaptive(squared: Float[Array, " b"], power: float) -> Float[Array, " b"]:
-    """Returns each row's squared error over its own size, error / stop(error + c)^power, c = 1e-3.
-
-    The adaptive weight of MeanFlow (arXiv 2505.13447, eq. 22) and of consistency tuning (arXiv
-    2406.14548, section 3.3, where power 1/2 is the pseudo-Huber metric's). Power 0 is the squared
-    error, whose minimiser is the mean of the targets.
-    """
-    return squared / jax.lax.stop_gradient(squared + 1e-3) ** power
 
 
 def save(path: pathlib.Path, params: Params) -> None:
@@ -132,7 +115,7 @@ def evaluations(task: Any, params: Params, cond: np.ndarray, sampling: tasks.Sam
     """Returns how often the network is evaluated for one spot: counted while Python runs it.
 
     Args:
-      task: a task with a field ``network``, or with a ``teacher`` that has it and does its work.
+      task: a task with a field ``network``, or with an ``edm`` that has it and does its work.
       params: weights.
       cond: the condition of the spot, [1 c].
       sampling: how it is drawn.
@@ -141,8 +124,8 @@ def evaluations(task: Any, params: Params, cond: np.ndarray, sampling: tasks.Sam
     if "network" in {field.name for field in dataclasses.fields(task)}:
         counted = dataclasses.replace(task, network=counting(task.network, rows))
     else:
-        teacher = dataclasses.replace(task.teacher, network=counting(task.network, rows))
-        counted = dataclasses.replace(task, teacher=teacher)
+        edm = dataclasses.replace(task.edm, network=counting(task.network, rows))
+        counted = dataclasses.replace(task, edm=edm)
     keys = jax.random.split(jax.random.key(0), 1)
     with jax.disable_jit():  # a scan is then a loop, and every evaluation a call
         counted.predict(params, jnp.asarray(cond, jnp.float32), keys, sampling=sampling)

@@ -41,8 +41,10 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax.eval import calibrate
     from stemjax.export import bundle
 
-    sampling = tasks.Sampling(**options.sampling(args))
+    asked = options.sampling(args)
+    sampling = tasks.Sampling(**asked)  # what cannot be is named before a model is read
     trained = bundle.open_model(args.model, weights=args.weights)
+    sampling = trained.card.task.sampling(**asked)
     source = records.open_records(*names.split_names(args.records))
     with terminal.Bar("calibrate") as bar:
         made = calibrate.calibrate(

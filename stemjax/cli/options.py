@@ -58,8 +58,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         const=False,
         help="draw without antithetic pairs",
     )
-    group.add_argument("--sampler", choices=names.SAMPLERS, help="step rule (default: dpmpp2m)")
-    group.add_argument("--steps", type=int, metavar="N", help="noise levels (default: 8)")
+    group.add_argument(
+        "--sampler",
+        choices=names.SAMPLERS,
+        help="step rule (default: dpmpp2m; a consistency model's own)",
+    )
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="noise levels (default: 8; 1 of a consistency model)"
+    )
     group.add_argument(
         "--ladder", choices=names.LADDERS, help="spacing of the noise levels (default: karras)"
     )

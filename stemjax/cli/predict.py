@@ -133,9 +133,11 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax.eval import mismatch, predict, steering
     from stemjax.export import bundle
 
-    sampling = tasks.Sampling(**options.sampling(args))
+    asked = options.sampling(args)
+    sampling = tasks.Sampling(**asked)  # what cannot be is named before a model is read
     summary = _summary(args, sampling)
     trained = bundle.open_model(args.checkpoint, weights=args.weights)
+    sampling = trained.card.task.sampling(**asked)
     source = records.open_records(*names.split_names(args.records))
     steer = steering.Steering(
         scale=args.guidance,

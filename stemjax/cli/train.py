@@ -22,19 +22,26 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "--workdir", type=pathlib.Path, required=True, metavar="DIR", help="run folder"
     )
+    parser.add_argument(
+        "--start",
+        metavar="MODEL",
+        help="run or bundle whose weights and space the run starts from (default: random weights)",
+    )
     parser.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax import config, configfile, terminal
     from stemjax.data import records
+    from stemjax.export import bundle
     from stemjax.train import loop
 
     experiment = config.resolve(configfile.load(args.config, rest))
     source = records.open_records(*names.split_names(experiment.data.records))
+    start = bundle.open_model(args.start) if args.start else None
     line = terminal.TrainingLine(experiment.train.steps)
     try:
-        result = loop.train(experiment, source, args.workdir, outputs=[line])
+        result = loop.train(experiment, source, args.workdir, outputs=[line], start=start)
     finally:
         line.close()
     print(  # noqa: T201

@@ -23,7 +23,7 @@ def make_task(experiment: Experiment, *, genes: int, condition: int) -> tasks.Di
     law = noise.LogNormal(mean=diffusion.noise_mean, std=diffusion.noise_std)
     if diffusion.noise == "loguniform":
         law = noise.LogUniform(sigma_min=diffusion.noise_min, sigma_max=diffusion.noise_max)
-    return tasks.StemTask(
+    task = tasks.StemTask(
         network=built,
         genes=genes,
         noise=law,
@@ -36,6 +36,9 @@ def make_task(experiment: Experiment, *, genes: int, condition: int) -> tasks.Di
         residual=diffusion.residual,
         marginal=diffusion.marginal,
     )
+    if diffusion.process == "consistency":
+        return tasks.ConsistencyTask(edm=task, noise=law)
+    return task
 
 
 def network_shape(

@@ -48,6 +48,12 @@ def check(experiment: Experiment) -> None:
         )
     _check_data(experiment.data)
     _check_diffusion(diffusion)
+    if diffusion.process == "consistency" and train.validate_every:
+        raise errors.ConfigError(
+            f"config.train.validate_every={train.validate_every} with config.diffusion.process="
+            "consistency",
+            expected="0: validation judges the mean, and would choose weights that cannot draw yet",
+        )
     if not 0 <= optim.ema < 1:
         raise errors.ConfigError(
             "config.optim.ema", expected="at least 0 and below 1", found=str(optim.ema)
@@ -111,6 +117,9 @@ def _check_diffusion(diffusion: Diffusion) -> None:
             )
     if diffusion.process == "edm":
         return
+    if diffusion.process == "consistency":
+        _check_consistency(diffusion)
+        return
     plain = dataclasses.replace(Diffusion(), process="ddpm", mean_fraction=0.0)
     changed = [
         field.name
@@ -125,3 +134,16 @@ def _check_diffusion(diffusion: Diffusion) -> None:
             found=repr(getattr(diffusion, name)),
             fix="set it so, or take config.diffusion.process=edm",
         )
+
+
+def _check_consistency(diffusion: Diffusion) -> None:
+    wanted = {"noise": "loguniform", "weight": "edm", "residual": False, "marginal": False,
+              "condition_dropout": 0.0}  # fmt: skip
+    for name, value in wanted.items():
+        if getattr(diffusion, name) != value:
+            raise errors.ConfigError(
+                f"config.diffusion.{name} with config.diffusion.process=consistency",
+                expected=repr(value),
+                found=repr(getattr(diffusion, name)),
+                fix="set it so; the model to start from must have been trained with the last four",
+            )

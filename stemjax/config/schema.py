@@ -68,8 +68,10 @@ class Diffusion:
     """Process, training noise and loss; see `stemjax.tasks.StemTask`.
 
     Attributes:
-      process: ``edm``, or ``ddpm``, the published process: eps and learned variance over 1000
-        linear betas, which has none of the options below (mean_fraction must be 0).
+      process: ``edm``; ``ddpm``, the published process: eps and learned variance over 1000 linear
+        betas, which has none of the options below (mean_fraction must be 0); or ``consistency``:
+        a trained ``edm`` model is tuned to draw in one evaluation or a few
+        (`stemjax train --start`), over levels that are ``loguniform``.
       noise: law of the training noise levels, ``lognormal`` or ``loguniform`` (log-SNR uniform).
       noise_mean: mean of ln sigma (EDM's P_mean), for ``lognormal``.
       noise_std: standard deviation of ln sigma (EDM's P_std), for ``lognormal``.
@@ -89,7 +91,7 @@ class Diffusion:
         condition, for the spread in one evaluation (mode marginal).
     """
 
-    process: Literal["edm", "ddpm"] = "edm"
+    process: Literal["edm", "ddpm", "consistency"] = "edm"
     noise: Literal["lognormal", "loguniform"] = "lognormal"
     noise_mean: float = -1.2
     noise_std: float = 1.2

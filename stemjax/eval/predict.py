@@ -23,7 +23,7 @@ import numpy as np
 from stemjax import __version__, errors, tasks
 from stemjax.data import records, space
 from stemjax.eval import conformal, metrics, mismatch, steering
-from stemjax.train import checkpoint
+from stemjax.train import checkpoint, origin
 
 if TYPE_CHECKING:
     import anndata
@@ -33,28 +33,6 @@ STD = "stemjax_std"
 STANDARD_ERROR = "stemjax_se"
 QUANTILE = "stemjax_q{:g}"
 IMAGE = "downscaled_fullres"
-
-
-def require_fit(trained: checkpoint.Trained, source: records.Records) -> None:
-    """Checks that records hold what a model takes.
-
-    Raises:
-      EncoderMismatchError: the embeddings are of another encoder or geometry.
-      GenePanelError: the records hold another panel, or the same genes in another order.
-    """
-    card = trained.card
-    source.contract.require_same(card.contract, where="the records and the checkpoint")
-    ours, theirs = tuple(card.space.genes), tuple(source.genes)
-    if ours != theirs:
-        missing = [gene for gene in ours if gene not in set(theirs)]
-        raise errors.GenePanelError(
-            "the checkpoint and the records have different gene panels",
-            expected=f"the checkpoint's {len(ours)} genes in their order",
-            found=f"{len(theirs)} genes, without {', '.join(missing[:5])}"
-            if missing
-            else f"{len(theirs)} genes in another order or number",
-            fix="prepare the records with --genes and the checkpoint's list",
-        )
 
 
 def predict_slide(
@@ -98,7 +76,7 @@ def predict_slide(
     import anndata
     import pandas as pd
 
-    require_fit(trained, source)
+    origin.require_fit(trained.card, source)
     info, card, table = source.require(slide), trained.card, source.load((slide,))
     task: Any = card.task
     params: Any = trained.params

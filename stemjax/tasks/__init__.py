@@ -6,12 +6,14 @@ evaluation see nothing else of a model.
 
     StemTask   the EDM objective with a mean token (`stemjax.diffusion.denoiser`)
     DdpmTask   the published process, eps and learned variance (`stemjax.diffusion.ddpm`)
+    ConsistencyTask  draws in one evaluation or a few, tuned from a StemTask
     Steered    either of them, guided by a weaker denoiser or told some genes
 
 `Sampling` says how a prediction is made, for all of them.
 """
 
 from stemjax.tasks.base import DiffusionTask, Task, draw_profiles
+from stemjax.tasks.consistency import ConsistencyTask
 from stemjax.tasks.ddpm import DdpmTask
 from stemjax.tasks.predictor import Predictor, Progress, make_predictor, row_keys
 from stemjax.tasks.sampling import LADDERS, MODES, ONE_EVALUATION, SAMPLERS, Mode, Sampling
@@ -24,6 +26,7 @@ __all__ = [
     "MODES",
     "ONE_EVALUATION",
     "SAMPLERS",
+    "ConsistencyTask",
     "DdpmTask",
     "DiffusionTask",
     "Mode",

@@ -67,6 +67,14 @@ class DiffusionTask(Task, Protocol):
         """Network evaluations a spot that binding the denoiser costs, once."""
         ...
 
+    def sampling(self, **asked: Any) -> Sampling:
+        """Returns how this model is sampled: the fields asked for, and its own defaults.
+
+        Raises:
+          ConfigError: as `Sampling`.
+        """
+        ...
+
     def denoiser(
         self, params: Params, cond: Float[Array, "b c"], *, repeat: int = 1
     ) -> denoiser.Denoiser:

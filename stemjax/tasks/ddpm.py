@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -49,6 +50,10 @@ class DdpmTask:
         """One antithetic pair of 8 steps: 16 evaluations."""
         return Sampling(mode="pair")
 
+    def sampling(self, **asked: Any) -> Sampling:
+        """Returns what is asked for, with the defaults of `Sampling`."""
+        return Sampling(**asked)
+
     def init(self, key: Key[Array, ""]) -> Params:
         """Returns fresh parameters."""
         return self.network.init(key)
@@ -83,13 +88,19 @@ class DdpmTask:
         """Returns draws in the model's space, [n b g].
 
         Raises:
-          ConfigError: a mode of one evaluation, which needs a mean token.
+          ConfigError: a mode of one evaluation, which needs a mean token, or sampler consistency.
         """
         if sampling.mode in ONE_EVALUATION:
             raise errors.ConfigError(
                 f"mode {sampling.mode} of a model of the published process",
                 expected="pair or draws: it was trained without a mean token",
                 fix="use --mode pair (16 evaluations a spot) for the mean",
+            )
+        if sampling.sampler == "consistency":
+            raise errors.ConfigError(
+                "sampler consistency",
+                expected="a consistency model (config.diffusion.process = consistency)",
+                fix="use --sampler ddpm or a solver",
             )
         if sampling.sampler != "ddpm":
             return base.draw_profiles(

@@ -10,7 +10,7 @@ from typing import Literal
 from jaxtyping import Array, Float
 
 from stemjax import errors
-from stemjax.diffusion import ddpm, ladders, rules, stochastic_rules
+from stemjax.diffusion import consistency, ddpm, ladders, rules, stochastic_rules
 from stemjax.names import LADDERS, MODES, SAMPLERS
 
 type Mode = Literal["mean", "marginal", "pair", "draws"]
@@ -29,8 +29,9 @@ class Sampling:
         structure.
       sampler: ``dpmpp2m`` (DPM-Solver++(2M)), ``dpmpp2m_sde`` (its SDE form), ``ddim``,
         ``ancestral`` (ancestral Euler, the same as ddim with eta 1), ``heun``, ``ab2`` (two-step
-        Adams-Bashforth), or ``ddpm``, the published ancestral steps with learned variance, for
-        models of the published process only.
+        Adams-Bashforth), ``ddpm``, the published ancestral steps with learned variance, for models
+        of the published process only, or ``consistency``, to the end and noised again, for
+        consistency models only.
       steps: noise levels above zero.
       ladder: how they are spaced: ``karras``, ``log_uniform``, ``vp_linear``, ``vp_cosine``, or
         ``ddpm``, evenly spread steps of the published process (with ``ddim`` the published DDIM).
@@ -126,6 +127,7 @@ class Sampling:
             "ddpm": lambda: rules.Ddim(eta=1.0),
             "heun": lambda: stochastic_rules.HeunChurn(gamma=gamma) if self.churn else rules.Heun(),
             "ab2": rules.AdamsBashforth2,
+            "consistency": consistency.Renoise,
         }
         return made[self.sampler]()
 

@@ -28,6 +28,9 @@ class Inputs(NamedTuple):
     values: st.Array
 
 
+_WITHOUT_DENOISER = ("ddpm", "consistency")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Steered:
     """Draws of a trained task with another denoiser in its place.
@@ -101,10 +104,10 @@ class Steered:
         return calls * bound + extra
 
     def _require(self, sampling: Sampling) -> None:
-        if sampling.mode in ONE_EVALUATION or sampling.sampler == "ddpm":
+        if sampling.mode in ONE_EVALUATION or sampling.sampler in _WITHOUT_DENOISER:
             raise errors.ConfigError(
                 f"mode {sampling.mode} with sampler {sampling.sampler}",
-                expected="pair or draws, with any sampler but ddpm, where the denoiser is guided "
-                "or genes are given",
+                expected="pair or draws, with a sampler that follows a denoiser, where that is "
+                "guided or genes are given",
                 fix="use --mode draws",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from stemjax import errors
 from stemjax.diffusion import denoiser, guidance, noise
 from stemjax.models import network
 from stemjax.tasks import base
-from stemjax.tasks.sampling import Sampling
+from stemjax.tasks.sampling import ONE_EVALUATION, Sampling
 from stemjax.typing import Batch, Params
 
 
@@ -75,6 +76,10 @@ class StemTask:
         """The mean token; without one, an antithetic pair."""
         return Sampling(mode="mean" if self.mean_fraction > 0 else "pair")
 
+    def sampling(self, **asked: Any) -> Sampling:
+        """Returns what is asked for, with the defaults of `Sampling`."""
+        return Sampling(**asked)
+
     def init(self, key: Key[Array, ""]) -> Params:
         """Returns fresh parameters."""
         return self.network.init(key)
@@ -89,7 +94,7 @@ class StemTask:
         """
         x0, cond, mask = (jnp.asarray(batch[name]) for name in ("x0", "cond", "mask"))
         key_condition, key = jax.random.split(key)
-        cond = self._disturbed(cond, key_condition)
+        cond = self.disturbed(cond, key_condition)
         noised = denoiser.add_noise(
             x0,
             mask,
@@ -167,7 +172,7 @@ class StemTask:
             self.weight, sigma, sigma_data, self.weight_gamma
         )
 
-    def _disturbed(self, cond: Array, key: Array) -> Array:
+    def disturbed(self, cond: Array, key: Array) -> Array:
         """Returns the condition as training shows it: with noise, and left out here and there."""
         key_noise, key_drop = key, key
         if self.condition_dropout:
@@ -213,9 +218,10 @@ class StemTask:
                 expected="a model trained with config.diffusion.marginal",
                 fix="use --mode draws for the spread, or train with that option",
             )
-        if sampling.sampler == "ddpm" and sampling.mode in ("pair", "draws"):
+        of_others = ("ddpm", "consistency")
+        if sampling.sampler in of_others and sampling.mode not in ONE_EVALUATION:
             raise errors.ConfigError(
-                "sampler ddpm",
-                expected="a model of the published process (config.diffusion.process = ddpm)",
-                fix="use --sampler ancestral, its like for this model",
+                f"sampler {sampling.sampler}",
+                expected=f"a model of that process (config.diffusion.process = {sampling.sampler})",
+                fix="use --sampler ancestral, which adds noise at every step too",
             )

@@ -52,6 +52,8 @@ class Card:
       split: train, val and test slides, and what kind of test that is.
       panel: how the genes were chosen, and on which slides.
       versions: stemjax, jax and flax.
+      start: of a run that went on from another's weights, which those were, and what they had
+        seen; else None.
     """
 
     experiment: config.Experiment
@@ -60,10 +62,11 @@ class Card:
     split: dict[str, Any]
     panel: dict[str, Any]
     versions: dict[str, str]
+    start: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""
-        return {
+        values = {
             "format": FORMAT,
             "experiment": config.as_json(self.experiment),
             "space": self.space.to_json(),
@@ -72,6 +75,7 @@ class Card:
             "panel": self.panel,
             "versions": self.versions,
         }
+        return values if self.start is None else {**values, "start": self.start}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Card:
@@ -95,6 +99,7 @@ class Card:
                 split=values["split"],
                 panel=values["panel"],
                 versions=values["versions"],
+                start=values.get("start"),
             )
         except KeyError as error:
             raise errors.CheckpointError(

@@ -23,6 +23,7 @@ from stemjax.data import folds, pipeline, records, space, splits
 from stemjax.eval import metrics as scores
 from stemjax.train import checkpoint, dispatch, writers
 from stemjax.train import journal as journals
+from stemjax.train import origin as origins
 from stemjax.train import state as states
 from stemjax.train import step as steps
 from stemjax.typing import Params
@@ -89,7 +90,10 @@ def choose_split(experiment: config.Experiment, patients: Mapping[str, str | Non
 
 
 def gather(
-    experiment: config.Experiment, source: records.Records, layout: mesh.Layout | None = None
+    experiment: config.Experiment,
+    source: records.Records,
+    layout: mesh.Layout | None = None,
+    origin: origins.Origin | None = None,
 ) -> Material:
     """Returns the view, the schedule and the card of an experiment on given records.
 
@@ -97,9 +101,11 @@ def gather(
       experiment: which slides, and how they become arrays.
       source: records of the slides.
       layout: devices for rows that lie there; one of them by default.
+      origin: where the weights come from, whose space is then the run's; None is from chance.
 
     Raises:
-      SplitError: slides held out that the records lack, or on which the panel was chosen.
+      SplitError: slides held out that the records lack, or on which the panel was chosen, or that
+        the weights to start from have seen.
     """
     split = choose_split(experiment, source.patients)
     seen = split.seen_by_panel(source.panel.slides)
@@ -111,13 +117,17 @@ def gather(
             fix=f"run `stemjax prepare --test {','.join(split.test)}` into another folder, or set "
             "config.data.allow_seen_panel=True and say so beside the result",
         )
-    fitted = space.Space.fit(
-        source.tables(split.train),
-        genes=source.genes,
-        transform=experiment.data.transform,
-        standardise_expression=experiment.data.standardise_expression,
-        standardise_condition=experiment.data.standardise_condition,
-    )
+    if origin is not None:
+        origins.require_unseen(origin.about, split)
+        fitted = origin.space
+    else:
+        fitted = space.Space.fit(
+            source.tables(split.train),
+            genes=source.genes,
+            transform=experiment.data.transform,
+            standardise_expression=experiment.data.standardise_expression,
+            standardise_condition=experiment.data.standardise_condition,
+        )
     card = checkpoint.Card(
         experiment=experiment,
         space=fitted,
@@ -134,6 +144,7 @@ def gather(
             "stemjax": __version__,
             **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
         },
+        start=None if origin is None else origin.about,
     )
     return Material(
         card=card,
@@ -187,6 +198,7 @@ def train(
     *,
     outputs: Sequence[writers.Writer] = (),
     layout: mesh.Layout | None = None,
+    start: checkpoint.Trained | None = None,
     stop_at: int | None = None,
 ) -> Result:
     """Trains until ``experiment.train.steps`` updates are done, going on where the workdir stopped.
@@ -198,20 +210,33 @@ def train(
       outputs: further places for metrics (a progress line, say); JSONL and TensorBoard are
         always written.
       layout: devices; all of this machine's by default.
+      start: trained weights to start from, with their space; a run that goes on needs them no more.
       stop_at: leave after this many updates in all, as an interrupted run would.
 
     Raises:
       SplitError: slides held out do not fit the records or the panel.
-      CheckpointMismatchError: the workdir belongs to another run.
+      CheckpointMismatchError: the workdir belongs to another run, or ``start`` to another network.
+      ConfigError, EncoderMismatchError, GenePanelError: ``start`` does not fit, or there is none
+        and the process needs one.
       NonFiniteError: an update was not finite; the last checkpoint is from before it.
     """
     workdir = pathlib.Path(workdir)
     layout = layout or mesh.make_layout()
-    material = gather(experiment, source, layout)
+    if start is not None:
+        origins.require_start(start, experiment, source)
+    origin = origins.find(workdir, start)
+    if origin is None and experiment.diffusion.process == "consistency":
+        raise errors.ConfigError(
+            "config.diffusion.process=consistency",
+            expected="a trained model to start from",
+            found="none",
+            fix="stemjax train --start MODEL, a run or bundle of config.diffusion.process=edm",
+        )
+    material = gather(experiment, source, layout, origin)
     task = material.card.task
     optimizer = states.make_optimizer(experiment.optim, experiment.train.steps)
     with checkpoint.Checkpoints(workdir, material.card) as checkpoints:
-        state = _start(task, optimizer, checkpoints, layout, experiment.seed)
+        state = _start(task, optimizer, checkpoints, layout, experiment.seed, origin)
         files: list[writers.Writer] = [
             writers.JsonLines(workdir / "metrics.jsonl", resume_step=int(state.step)),
             writers.TensorBoard(workdir / "tensorboard"),
@@ -232,6 +257,7 @@ def _start(
     checkpoints: checkpoint.Checkpoints,
     layout: mesh.Layout,
     seed: int,
+    origin: origins.Origin | None,
 ) -> states.TrainState:
     def init(key: jax.Array) -> states.TrainState:
         return states.init_state(task, optimizer, key)
@@ -240,6 +266,20 @@ def _start(
     abstract = jax.eval_shape(init, key)
     if checkpoints.latest() is not None:
         return checkpoints.restore(abstract, layout)
+    if origin is not None:
+        if origin.params is None:
+            raise errors.ConfigError(
+                f"workdir {checkpoints.workdir}",
+                expected="the weights that its run starts from: it has no checkpoint yet",
+                found="none",
+                fix="give --start again",
+            )
+        origins.require_network(origin.params, task)
+        begin = jax.jit(
+            lambda params: states.begin_state(params, optimizer),
+            out_shardings=layout.shardings(abstract),
+        )
+        return begin(origin.params)
     # Initialised under jit with the layout's shardings: never whole on one device.
     return jax.jit(init, out_shardings=layout.shardings(abstract))(key)
 
@@ -264,6 +304,7 @@ def _programs(
             ema=experiment.optim.ema,
             seed=experiment.seed,
             accumulate=experiment.train.accumulate,
+            updates=experiment.train.steps,
         )
 
     policy = "blocks" if experiment.model.remat else experiment.train.remat

@@ -125,7 +125,11 @@ def init_state(
     task: tasks.Task, optimizer: optax.GradientTransformation, key: Key[Array, ""]
 ) -> TrainState:
     """Returns the state before the first step; the EMA starts at the weights."""
-    params = task.init(key)
+    return begin_state(task.init(key), optimizer)
+
+
+def begin_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step of a run from given weights."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

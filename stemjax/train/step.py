@@ -25,19 +25,24 @@ def make_train_step(
     ema: float,
     seed: int,
     accumulate: int = 1,
+    updates: int | None = None,
 ) -> Callable[[states.TrainState, Batch], tuple[states.TrainState, Metrics]]:
     """Returns ``step(state, batch) -> (state, metrics)``.
 
     The gradient is the mean over ``accumulate`` parts of the batch, worked through one after
     another. The key of a step is ``fold_in(key(seed), step)``: a resumed run draws what an
-    unbroken one would have drawn. Metrics are those of the weights before the update.
+    unbroken one would have drawn. Metrics are those of the weights before the update. With
+    ``updates``, the length of the run, the batch says how much of it is done (`Batch`).
     """
 
     def step(state: states.TrainState, batch: Batch) -> tuple[states.TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if updates is not None:
+            share = state.step.astype(jnp.float32) / updates
+            batch = {**batch, "progress": jnp.full(batch["x0"].shape[0], share)}
         grads, metrics = _gradient(task, state.params, batch, key, accumulate)
-        updates, opt = optimizer.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        change, opt = optimizer.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, change)
         count = state.step.astype(jnp.float32)
         # A fixed decay of .9999 would still be mostly the initial weights after 1,000 steps.
         decay = jnp.minimum(ema, (1 + count) / (10 + count))

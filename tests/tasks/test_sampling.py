@@ -186,7 +186,7 @@ def _options() -> dict[str, str]:
 
 
 def _default(text: str) -> str:
-    return re.search(r"\(default: ([^)]*)\)", text).group(1)
+    return re.search(r"\(default: ([^);]*)[);]", text).group(1)
 
 
 def test_the_help_states_the_defaults_of_sampling():
