@@ -44,8 +44,6 @@ COLUMNS = {
 }  # fmt: skip
 DEFAULT = "dpmpp2m 8"
 """The package's draws: 8 steps, 20 draws, 160 evaluations."""
-SHIPPED = "consistency, data"
-"""The kind that is in the package."""
 _WITH_INTERVAL = ("pcc", "mse", "energy")
 
 
@@ -74,7 +72,7 @@ def measure(run: rows.Run, *, seeds: Sequence[int], kinds: Sequence[str]) -> lis
             ours = ladders[kind][0]
             if kind.startswith("consistency"):
                 ours |= rows.MEAN_TOKEN
-            if kind in (chosen, SHIPPED) or seed == seeds[0]:
+            if kind == chosen or seed == seeds[0]:
                 run.rows(kind, seed, ours)
     resamples = run.place.view("test").ground.resamples
     mine = [line for line in run.lines if line["place"] == run.place.name]
@@ -169,7 +167,7 @@ def tables(result: Mapping[str, Any]) -> str:
         lines = [
             [f"{line['model']}, {line['steps']} steps", " ".join(line["rival"]),
              f"{line['difference']:+.4f} {_bounds(line['interval'], '+.4f')}", line["verdict"]]
-            for line in compared
+            for line in compared if line["model"] == chosen["kind of tuning"]["chosen"]
         ]  # fmt: skip
         head = ["generator", "less", f"{energy} [95 %]", "verdict"]
         parts.append(samplers.markdown(head, lines))

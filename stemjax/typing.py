@@ -29,9 +29,11 @@ class Batch(TypedDict):
         is left out of the loss: it is not a zero.
       progress: share of the run that is done, the same in each row, [b] float32; the train step
         adds it for losses that change in the course of a run.
+      teacher: weights that the run started from, for losses that ask them; not rows.
     """
 
     cond: Array
     x0: Array
     mask: Array
     progress: NotRequired[Array]
+    teacher: NotRequired[Params]

@@ -44,7 +44,7 @@ def test_with_r_at_zero_tuning_is_the_denoisers_own_objective(modules, path, exp
     Of a spot, the denoiser leaves t² / (1 + t²) = c_out² of variance, 1 in units of the network.
     """
     task = modules["consistency"].Tuning(
-        edm=edm(), start={}, path=path, noise=noise.LogUniform(sigma_min=0.05, sigma_max=1.9)
+        edm=edm(), teacher={}, path=path, noise=noise.LogUniform(sigma_min=0.05, sigma_max=1.9)
     )
     _, parts = task.loss({}, batch(4096, 0.0), jax.random.key(1))
     # 8,192 squares of a unit normal: 4 errors of sqrt(2 / 8192).

@@ -47,7 +47,7 @@ def test_evaluations_are_counted(modules):
     for sampling, expected in ways.items():
         assert count(edm(), {}, COND[:1], sampling) == expected
     two = tasks.Sampling(mode="draws", n_draws=6, steps=2, sigma_min=1.0)
-    task = modules["consistency"].Tuning(edm=edm(flow), start={})
+    task = modules["consistency"].Tuning(edm=edm(flow), teacher={})
     own = dataclasses.replace(two, sampler="consistency")
     assert count(task, {}, COND[:1], own) == 12
     assert count(mean_flow_task(modules["meanflow"], chord), {}, COND[:1], two) == 12
@@ -218,7 +218,9 @@ def test_the_verdict_is_said_in_words_and_tables_hold_it(modules):
         for seed in range(3)
     ]  # fmt: skip
     ladder = json.dumps({"sigma_min": 0.1, "sigma_max": 40.0})
-    chosen = {"law": {"dpmpp2m 4, ladder": {"chosen": ladder, "energy": {ladder: 1.5}}}}
+    kind = {"chosen": "consistency, data", "energy": {"consistency, data": 0.5}}
+    ladders = {"chosen": ladder, "energy": {ladder: 1.5}}
+    chosen = {"law": {"kind of tuning": kind, "dpmpp2m 4, ladder": ladders}}
     defaults = [{"place": "law", "rival": ["ddpm", "ancestral 1000"], "verdict": "better",
                  "difference": -0.25, "interval": [-0.3, -0.2], "seeds": 1}]  # fmt: skip
     page = modules["frontier"].tables(

@@ -231,7 +231,7 @@ def make_generator(kind: str, base: places.Net, experiment: config.Experiment) -
     """Returns the task of one of `KINDS` for a trained denoiser."""
     name, path = KINDS[kind]
     if name == "consistency":
-        return consistency.Tuning(edm=base.task, start=base.params, path=path)
+        return consistency.Tuning(edm=base.task, teacher=base.params, path=path)
     condition = base.params["condition"]["fc1"]["kernel"].shape[0]
     asked = dataclasses.asdict(experiment.model)
     known = {field.name for field in dataclasses.fields(stem.StemConfig)}

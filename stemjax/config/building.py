@@ -37,7 +37,7 @@ def make_task(experiment: Experiment, *, genes: int, condition: int) -> tasks.Di
         marginal=diffusion.marginal,
     )
     if diffusion.process == "consistency":
-        return tasks.ConsistencyTask(edm=task, noise=law)
+        return tasks.ConsistencyTask(edm=task, noise=law, path=diffusion.partner)
     return task
 
 

@@ -116,6 +116,12 @@ def _check_diffusion(diffusion: Diffusion) -> None:
                 fix="set config.diffusion.mean_fraction, say to 0.1",
             )
     if diffusion.process == "edm":
+        if diffusion.partner != Diffusion().partner:
+            raise errors.ConfigError(
+                f"config.diffusion.partner={diffusion.partner}",
+                expected="config.diffusion.process=consistency to go with it",
+                found="edm",
+            )
         return
     if diffusion.process == "consistency":
         _check_consistency(diffusion)

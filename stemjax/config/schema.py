@@ -87,6 +87,9 @@ class Diffusion:
       condition_dropout: share of spots trained without their condition, which classifier-free
         guidance needs.
       residual: diffuse the expression less its mean given the condition (CorrDiff's form).
+      partner: with process ``consistency``, what a noisy spot is paired with: ``teacher``, where a
+        step of the starting model leads (distillation, which few spots need), or ``data``, the
+        same spot with less of the same noise (better where spots abound).
       marginal: train a second output channel as the log variance of each gene given the
         condition, for the spread in one evaluation (mode marginal).
     """
@@ -105,6 +108,7 @@ class Diffusion:
     condition_dropout: float = 0.0
     residual: bool = False
     marginal: bool = False
+    partner: Literal["teacher", "data"] = "teacher"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

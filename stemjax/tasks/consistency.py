@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from stemjax import errors
-from stemjax.diffusion import consistency, denoiser, noise
+from stemjax.diffusion import consistency, denoiser, noise, rules
 from stemjax.tasks import base
 from stemjax.tasks.sampling import ONE_EVALUATION, Sampling
 from stemjax.tasks.stem import StemTask
@@ -32,12 +32,20 @@ class ConsistencyTask:
       noise: law of the first level. It must reach sigma_max, where one-step sampling starts; ECT's
         normal law hardly does.
       power: of the adaptive weight (`consistency.adaptive`).
+      path: where the second point of a pair comes from. ``data`` is ECT: x_t and x_r are one spot
+        with one noise, x0 + t n and x0 + r n. ``teacher`` is consistency distillation (arXiv
+        2303.01469, Algorithm 2): x_r is one Euler step of the teacher's ODE from x_t, so that the
+        error has no part of chance, and nothing of the data but the points to start from.
+      teacher: weights of the denoiser that the run started from, which ``teacher`` asks; given to
+        the loss by `taught`.
     """
 
     edm: StemTask
     gap: consistency.Gap = consistency.Gap()
     noise: noise.NoiseDistribution = noise.LogUniform(sigma_min=0.02, sigma_max=80.0)
     power: float = 0.5
+    path: Literal["teacher", "data"] = "teacher"
+    teacher: Params | None = dataclasses.field(default=None, compare=False, repr=False)
     extra_evaluations: int = dataclasses.field(default=0, init=False)
 
     @property
@@ -64,6 +72,10 @@ class ConsistencyTask:
         """Returns what is asked for; where nothing is, sampler ``consistency`` with one step."""
         return Sampling(**{"sampler": "consistency", "steps": 1, **asked})
 
+    def taught(self, teacher: Params) -> ConsistencyTask:
+        """Returns the same with a teacher's weights, which may be traced."""
+        return dataclasses.replace(self, teacher=teacher)
+
     def init(self, key: Key[Array, ""]) -> Params:
         """Returns fresh parameters; a run takes those of `Train.start` in their place."""
         return self.edm.init(key)
@@ -73,7 +85,7 @@ class ConsistencyTask:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Returns the mean over rows of the adaptive consistency error or the mean token's loss.
 
-        Of one spot with one noise, x_t = x0 + t n has to go where x_r = x0 + r n goes, r < t
+        x_t = x0 + t n has to go where a point x_r of its trajectory goes, r < t
         (`consistency.errors`); the pair draws together with the share of the run that is done
         (``progress`` in the batch). Errors of genes that were not measured are left out. The
         condition is disturbed as in the denoiser's training, and the first rows are mean tokens, as
@@ -120,9 +132,12 @@ class ConsistencyTask:
         t: Float[Array, " b"],
         r: Float[Array, " b"],
     ) -> Float[Array, "b g"]:
-        """Returns the point at level r that shares its end with x_t: the same spot and noise."""
-        del cond, x_t, t
-        return x0 + r[:, None] * unit
+        """Returns the point at level r that shares its end with x_t, by ``path``."""
+        if self.path == "data":
+            return x0 + r[:, None] * unit
+        assert self.teacher is not None, "the train step gives it: the batch's teacher"
+        clean = self.edm.denoiser(self.teacher, cond)(x_t, t)
+        return rules.towards(clean, x_t, (r / t)[:, None])
 
     def predict(
         self,

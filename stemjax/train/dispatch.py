@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ from stemjax.data import pipeline, resident
 from stemjax.train import journal as journals
 from stemjax.train import state as states
 from stemjax.train import step as steps
-from stemjax.typing import Batch
+from stemjax.typing import Batch, Params
 
 _log = logging.getLogger(__name__)
 
-type Table = Mapping[str, jax.Array]
+type Table = Mapping[str, Any]
 type Handed = Mapping[str, Any]
 type Step = Callable[[states.TrainState, Batch], tuple[states.TrainState, steps.Metrics]]
 type Call = Callable[[states.TrainState, Table, Handed], tuple[states.TrainState, steps.Metrics]]
@@ -153,6 +153,7 @@ class Programs:
       layout: the devices.
       journal: keeps compilation apart from the loop's rate.
       policy: ``none``, ``blocks`` or ``auto``, as `compile_within`.
+      teacher: weights that each batch has beside its rows, if any (`Batch`).
     """
 
     def __init__(
@@ -163,10 +164,18 @@ class Programs:
         journal: journals.Journal,
         *,
         policy: str,
+        teacher: Params | None = None,
     ) -> None:
-        self._make_step, self._view, self._layout = make_step, view, layout
+        self._make_step, self._layout = make_step, layout
         self._journal, self._policy = journal, policy
         self._compiled: dict[int, jax.stages.Compiled] = {}
+        self._table, self._show = view.table, view.show
+        if teacher is not None:
+            # An argument of the program: as a constant it would be compiled into it.
+            self._table = {**view.table, "teacher": jax.device_put(teacher, layout.replicated)}
+            self._show = lambda table, part: cast(
+                Batch, {**view.show(table, part), "teacher": table["teacher"]}
+            )
 
     def run(
         self, state: states.TrainState, start: int, handed: Sequence[Handed]
@@ -183,12 +192,12 @@ class Programs:
             jax.block_until_ready(state)  # what still runs belongs on the loop's clock
             with self._journal.compiling(start):
                 self._compiled[len(handed)] = self._compile(state, given)
-        return self._compiled[len(handed)](state, self._view.table, given)
+        return self._compiled[len(handed)](state, self._table, given)
 
     def _compile(self, state: states.TrainState, given: Handed) -> jax.stages.Compiled:
         def build(remat: bool) -> jax.stages.Compiled:
-            call = make_call(self._make_step(remat), self._view.show)
-            return compile_call(call, state, self._view.table, given, self._layout)
+            call = make_call(self._make_step(remat), self._show)
+            return compile_call(call, state, self._table, given, self._layout)
 
         program, remat = compile_within(build, self._policy, resident.device_memory())
         # A run's second program is like its first.

@@ -210,7 +210,8 @@ def train(
       outputs: further places for metrics (a progress line, say); JSONL and TensorBoard are
         always written.
       layout: devices; all of this machine's by default.
-      start: trained weights to start from, with their space; a run that goes on needs them no more.
+      start: trained weights to start from, with their space; a run that goes on needs them only
+        where its loss asks them (``diffusion.partner = "teacher"``).
       stop_at: leave after this many updates in all, as an interrupted run would.
 
     Raises:
@@ -244,7 +245,8 @@ def train(
         try:
             journal = journals.Journal([*files, *outputs], experiment.train, checkpoints.latest)
             last = min(experiment.train.steps, stop_at or experiment.train.steps)
-            programs = _programs(material, optimizer, layout, journal)
+            teacher = _teacher(experiment, origin) if int(state.step) < last else None
+            programs = _programs(material, optimizer, layout, journal, teacher)
             return _loop(material, programs, checkpoints, state, journal, last)
         finally:
             for file in files:
@@ -267,19 +269,13 @@ def _start(
     if checkpoints.latest() is not None:
         return checkpoints.restore(abstract, layout)
     if origin is not None:
-        if origin.params is None:
-            raise errors.ConfigError(
-                f"workdir {checkpoints.workdir}",
-                expected="the weights that its run starts from: it has no checkpoint yet",
-                found="none",
-                fix="give --start again",
-            )
-        origins.require_network(origin.params, task)
+        params = origins.require_params(origin, "its first weights: there is no checkpoint yet")
+        origins.require_network(params, task)
         begin = jax.jit(
             lambda params: states.begin_state(params, optimizer),
             out_shardings=layout.shardings(abstract),
         )
-        return begin(origin.params)
+        return begin(params)
     # Initialised under jit with the layout's shardings: never whole on one device.
     return jax.jit(init, out_shardings=layout.shardings(abstract))(key)
 
@@ -289,6 +285,7 @@ def _programs(
     optimizer: optax.GradientTransformation,
     layout: mesh.Layout,
     journal: journals.Journal,
+    teacher: Params | None,
 ) -> dispatch.Programs:
     card, experiment = material.card, material.card.experiment
 
@@ -308,7 +305,17 @@ def _programs(
         )
 
     policy = "blocks" if experiment.model.remat else experiment.train.remat
-    return dispatch.Programs(make_step, material.view, layout, journal, policy=policy)
+    return dispatch.Programs(
+        make_step, material.view, layout, journal, policy=policy, teacher=teacher
+    )
+
+
+def _teacher(experiment: config.Experiment, origin: origins.Origin | None) -> Params | None:
+    """Returns the weights that the loss asks beside those that it trains, if it does."""
+    diffusion = experiment.diffusion
+    if origin is None or (diffusion.process, diffusion.partner) != ("consistency", "teacher"):
+        return None
+    return origins.require_params(origin, "the teacher of its loss")
 
 
 def _loop(

@@ -61,6 +61,22 @@ def find(workdir: pathlib.Path, start: checkpoint.Trained | None) -> Origin | No
     return Origin(about=card.start, space=card.space, params=None)
 
 
+def require_params(origin: Origin, purpose: str) -> Params:
+    """Returns the weights to start from.
+
+    Raises:
+      ConfigError: the run was begun with them, and they were not given again.
+    """
+    if origin.params is None:
+        raise errors.ConfigError(
+            "a run that starts from trained weights",
+            expected=f"those of step {origin.about.get('step')} again, as {purpose}",
+            found="none",
+            fix="give --start again",
+        )
+    return origin.params
+
+
 def require_fit(card: checkpoint.Card, source: records.Records) -> None:
     """Checks that records hold what a model takes.
 

@@ -32,15 +32,21 @@ def make_train_step(
     The gradient is the mean over ``accumulate`` parts of the batch, worked through one after
     another. The key of a step is ``fold_in(key(seed), step)``: a resumed run draws what an
     unbroken one would have drawn. Metrics are those of the weights before the update. With
-    ``updates``, the length of the run, the batch says how much of it is done (`Batch`).
+    ``updates``, the length of the run, the batch says how much of it is done (`Batch`). Where the
+    batch holds a teacher, it is the task ``taught`` by it that is trained.
     """
 
     def step(state: states.TrainState, batch: Batch) -> tuple[states.TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        learner: Any = task
+        teacher = batch.get("teacher")
+        if teacher is not None:
+            learner = learner.taught(teacher)
+            batch = Batch(cond=batch["cond"], x0=batch["x0"], mask=batch["mask"])
         if updates is not None:
             share = state.step.astype(jnp.float32) / updates
             batch = {**batch, "progress": jnp.full(batch["x0"].shape[0], share)}
-        grads, metrics = _gradient(task, state.params, batch, key, accumulate)
+        grads, metrics = _gradient(learner, state.params, batch, key, accumulate)
         change, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, change)
         count = state.step.astype(jnp.float32)

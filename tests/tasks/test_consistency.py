@@ -17,7 +17,7 @@ from stemjax.diffusion import consistency, denoiser, noise, sampler
 
 def tuned(function, mean_fraction=0.0):
     task = dataclasses.replace(edm(function), mean_fraction=mean_fraction)
-    return tasks.ConsistencyTask(edm=task)
+    return tasks.ConsistencyTask(edm=task, path="data")
 
 
 def test_the_boundary_holds_for_any_weights():
@@ -125,7 +125,8 @@ def test_the_first_rows_are_mean_tokens_and_the_others_none():
 
     network = toy_networks.conditional(apply)
     task = tasks.ConsistencyTask(
-        edm=tasks.StemTask(network=network, genes=2, noise=noise.LogNormal(), mean_fraction=0.25)
+        edm=tasks.StemTask(network=network, genes=2, noise=noise.LogNormal(), mean_fraction=0.25),
+        path="data",
     )
     given, params = batch(8, 0.5), {"w": jnp.float32(0.5)}
     _, parts = task.loss(params, given, jax.random.key(0))
@@ -166,6 +167,19 @@ def test_a_sampler_of_another_process_is_refused(task, options, match):
         task.predict({}, COND, keys, sampling=tasks.Sampling(mode="draws", **options))
 
 
+def test_the_teacher_leads_to_the_other_point():
+    """With the exact denoiser it is Euler's step, whose end the exact function does not share."""
+    task = dataclasses.replace(tuned(flow), path="teacher").taught({})
+    x, t, r = column([4.0, -2.0]) * jnp.ones((2, 2)), jnp.full(2, 3.0), jnp.full(2, 1.5)
+    tuned_partner = task.partner(x, x, COND[:2], x, t, r)
+    edm_task = dataclasses.replace(edm(), mean_fraction=0.0)
+    exact = tasks.ConsistencyTask(edm=edm_task).taught({})
+    found = exact.partner(x, x, COND[:2], x, t, r)
+    clean = denoise(x, t)
+    np.testing.assert_allclose(found, clean + 0.5 * (x - clean), rtol=1e-5)
+    assert float(jnp.abs(found - tuned_partner).max()) > 0.01
+
+
 def test_there_is_no_denoiser_to_guide():
     with pytest.raises(errors.ConfigError, match="tuned from"):
         tuned(flow).denoiser({}, COND)
@@ -186,6 +200,8 @@ FITTING = {"process": "consistency", "noise": "loguniform"}
 def test_an_experiment_that_cannot_be_tuned_is_refused(diffusion, train, match):
     plain = {"validate_every": 0}
     made = config.resolve({"diffusion": FITTING, "train": plain})
+    with pytest.raises(errors.ConfigError, match="partner"):
+        config.resolve({"diffusion": {"partner": "data"}})
     task = config.make_task(made, genes=3, condition=4)
     assert isinstance(task, tasks.ConsistencyTask)
     assert task.noise == noise.LogUniform(sigma_min=0.01, sigma_max=80.0)

@@ -13,7 +13,7 @@ import pytest
 from stemjax import config, errors, mesh, tasks
 from stemjax.eval import predict
 from stemjax.export import bundle
-from stemjax.train import checkpoint, loop
+from stemjax.train import checkpoint, dispatch, loop
 
 
 def _layout():
@@ -82,12 +82,46 @@ def test_a_tuned_model_draws_keeps_its_mean_and_travels(tuned, base, toy_records
     assert 0 < apart.mean() < 0.2
 
 
-def test_it_goes_on_without_the_start_and_bitwise(tuned, base, tuning, toy_records, tmp_path):
+def test_it_goes_on_bitwise_and_its_teacher_is_asked_for(
+    tuned, base, tuning, toy_records, tmp_path
+):
     loop.train(tuning, toy_records, tmp_path, layout=_layout(), start=base, stop_at=6)
-    loop.train(tuning, toy_records, tmp_path, layout=_layout())
+    with pytest.raises(errors.ConfigError, match="give --start again"):
+        loop.train(tuning, toy_records, tmp_path, layout=_layout())
+    loop.train(tuning, toy_records, tmp_path, layout=_layout(), start=base)
     whole, parts = checkpoint.load(tuned), checkpoint.load(tmp_path)
     chex.assert_trees_all_equal(whole.params, parts.params)
     assert parts.card.start == whole.card.start
+    loop.train(tuning, toy_records, tmp_path, layout=_layout())  # done: nothing is asked
+
+
+def test_without_a_teacher_it_goes_on_alone(tuned, base, tuning, toy_records, tmp_path):
+    data = _replaced(tuning, diffusion={"partner": "data"}, train={"steps": 4, "save_every": 2})
+    loop.train(data, toy_records, tmp_path / "a", layout=_layout(), start=base)
+    loop.train(data, toy_records, tmp_path / "b", layout=_layout(), start=base, stop_at=2)
+    loop.train(data, toy_records, tmp_path / "b", layout=_layout())
+    found = [checkpoint.load(tmp_path / name).params for name in "ab"]
+    chex.assert_trees_all_equal(*found)
+
+
+def test_the_teacher_is_an_argument_of_the_program_and_no_constant(
+    base, tuning, toy_records, tmp_path, monkeypatch
+):
+    """As constants, weights would be compiled into it: a published model's are 130 MB."""
+    texts = []
+    original = dispatch.compile_call
+
+    def noted(*given):
+        texts.append(jax.jit(given[0]).lower(*given[1:4]).as_text())
+        return original(*given)
+
+    monkeypatch.setattr(dispatch, "compile_call", noted)
+    short = _replaced(tuning, train={"steps": 1})
+    loop.train(short, toy_records, tmp_path, layout=_layout(), start=base)
+    kernel = base.params["condition"]["fc1"]["kernel"].shape
+    shape = "x".join(map(str, kernel))
+    arguments = texts[0].split("func.func public @main(")[1].split(") -> (")[0]
+    assert arguments.count(f"tensor<{shape}xf32>") == 5  # weights, average, two moments, teacher
 
 
 def test_a_run_begun_from_weights_needs_them_until_it_has_saved(
