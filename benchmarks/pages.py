@@ -55,8 +55,9 @@ def filled(text: str, results: pathlib.Path = RESULTS) -> str:
         made = "Not measured yet."
         if all(path.is_file() for path in paths):
             found = [json.loads(path.read_text()) for path in paths]
+            tables_of = _tables_of(match[2])  # an unknown result is named before it is read
             about = "\n".join(measured(result) for result in found)
-            made = f"{about}\n\n{_tables_of(match[2])(*found)}"
+            made = f"{about}\n\n{tables_of(*found)}"
         return f"{match[1]}\n{made}\n\n{match[3]}"
 
     return MARKED.sub(tables, text)

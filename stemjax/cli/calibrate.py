@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax.export import bundle
 
     asked = options.sampling(args)
-    sampling = tasks.Sampling(**asked)  # what cannot be is named before a model is read
+    tasks.Sampling(**asked)  # what cannot be is named before a model is read
     trained = bundle.open_model(args.model, weights=args.weights)
     sampling = trained.card.task.sampling(**asked)
     source = records.open_records(*names.split_names(args.records))

@@ -151,5 +151,5 @@ def _check_consistency(diffusion: Diffusion) -> None:
                 f"config.diffusion.{name} with config.diffusion.process=consistency",
                 expected=repr(value),
                 found=repr(getattr(diffusion, name)),
-                fix="set it so; the model to start from must have been trained with the last four",
+                fix="set it so: tuning has no such option",
             )

@@ -77,7 +77,7 @@ class ConsistencyTask:
         return dataclasses.replace(self, teacher=teacher)
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Returns fresh parameters; a run takes those of `Train.start` in their place."""
+        """Returns fresh parameters; a run takes those of its start in their place."""
         return self.edm.init(key)
 
     def loss(
@@ -175,7 +175,7 @@ class ConsistencyTask:
         raise errors.ConfigError(
             "guidance, given genes or a likelihood of a consistency model",
             expected="a model that has a denoiser (config.diffusion.process = edm or ddpm)",
-            fix="use the model that this one was tuned from (config.train.start)",
+            fix="use the model that this one was tuned from (stemjax train --start)",
         )
 
     def evaluations(self, sampling: Sampling) -> int:

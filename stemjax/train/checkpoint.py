@@ -99,7 +99,7 @@ class Card:
                 split=values["split"],
                 panel=values["panel"],
                 versions=values["versions"],
-                start=values.get("start"),
+                start=_start(values.get("start")),
             )
         except KeyError as error:
             raise errors.CheckpointError(
@@ -120,6 +120,14 @@ class Card:
     def _make_task(self, experiment: config.Experiment) -> tasks.DiffusionTask:
         genes, condition = len(self.space.genes), self.contract.width
         return config.make_task(experiment, genes=genes, condition=condition)
+
+
+def _start(found: Any) -> dict[str, Any] | None:
+    if found is None or (isinstance(found, dict) and isinstance(found.get("slides"), list)):
+        return found
+    raise errors.CheckpointError(
+        "checkpoint card: start", expected="what the run began with, or nothing", found=repr(found)
+    )
 
 
 def _manager(folder: pathlib.Path, *, keep: int | None) -> ocp.CheckpointManager:

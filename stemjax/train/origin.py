@@ -116,11 +116,21 @@ def require_start(
                 expected=f"{getattr(theirs, name)!r}, as the weights to start from were trained",
                 found=repr(getattr(ours, name)),
             )
-    if start.card.experiment.diffusion.sigma_data != experiment.diffusion.sigma_data:
+    begun, tuned = start.card.experiment.diffusion, experiment.diffusion
+    # What the network's output means: an equal shape does not tell.
+    for name in ("sigma_data", "residual", "marginal"):
+        if getattr(begun, name) != getattr(tuned, name):
+            raise errors.ConfigError(
+                f"config.diffusion.{name}",
+                expected=f"{getattr(begun, name)!r}, as the weights to start from were trained",
+                found=repr(getattr(tuned, name)),
+            )
+    allowed = ("edm",) if tuned.process == "consistency" else (tuned.process,)
+    if begun.process not in allowed:
         raise errors.ConfigError(
-            "config.diffusion.sigma_data",
-            expected=f"{start.card.experiment.diffusion.sigma_data}, as in the start",
-            found=str(experiment.diffusion.sigma_data),
+            f"config.diffusion.process={tuned.process} from trained weights",
+            expected=f"a model of the process {allowed[0]}",
+            found=f"one of the process {begun.process}",
         )
 
 

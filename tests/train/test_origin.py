@@ -148,6 +148,16 @@ def test_another_start_is_another_run(base, tuned, tuning, toy_records):
         ({"data": {"test": "T1"}}, errors.SplitError, "has not|not seen"),
         ({"data": {"transform": "log1p"}}, errors.ConfigError, r"data\.transform"),
         ({"diffusion": {"sigma_data": 0.5}}, errors.ConfigError, "sigma_data"),
+        (
+            {"diffusion": {"process": "ddpm", "mean_fraction": 0.0, "noise": "lognormal"}},
+            errors.ConfigError,
+            "of the process ddpm",
+        ),
+        (
+            {"diffusion": {"process": "edm", "residual": True}},
+            errors.ConfigError,
+            r"diffusion\.residual",
+        ),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(
@@ -156,6 +166,18 @@ def test_a_start_that_does_not_fit_is_refused(
     groups = {"data": {"allow_seen_panel": True, **groups.pop("data", {})}, **groups}
     with pytest.raises(error, match=match):
         loop.train(_replaced(tuning, **groups), toy_records, tmp_path, start=base)
+
+
+def test_a_function_is_not_tuned_from_a_function(tuned, tuning, toy_records, tmp_path):
+    with pytest.raises(errors.ConfigError, match="one of the process consistency"):
+        loop.train(tuning, toy_records, tmp_path, start=checkpoint.load(tuned))
+
+
+def test_a_card_whose_start_is_no_start_is_refused(tuned):
+    values = json.loads((tuned / "config.json").read_text())
+    for wrong in ("T1", {"slides": "T1"}):
+        with pytest.raises(errors.CheckpointError, match="start"):
+            checkpoint.Card.from_json({**values, "start": wrong})
 
 
 def test_tuning_from_nothing_is_refused(tuning, toy_records, tmp_path):
