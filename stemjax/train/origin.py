@@ -108,23 +108,21 @@ def require_start(
       ConfigError: the experiment makes other arrays of the records than those weights take.
     """
     require_fit(start.card, source)
-    theirs, ours = start.card.experiment.data, experiment.data
-    for name in ("transform", "standardise_expression", "standardise_condition"):
-        if getattr(theirs, name) != getattr(ours, name):
-            raise errors.ConfigError(
-                f"config.data.{name}",
-                expected=f"{getattr(theirs, name)!r}, as the weights to start from were trained",
-                found=repr(getattr(ours, name)),
-            )
+    # What goes into the network and what its output means: an equal shape does not tell.
+    same = {
+        "data": ("transform", "standardise_expression", "standardise_condition"),
+        "diffusion": ("sigma_data", "residual", "marginal"),
+    }
+    for group, names in same.items():
+        theirs, ours = getattr(start.card.experiment, group), getattr(experiment, group)
+        for name in names:
+            if getattr(theirs, name) != getattr(ours, name):
+                raise errors.ConfigError(
+                    f"config.{group}.{name}",
+                    expected=f"{getattr(theirs, name)!r}, as in the model to start from",
+                    found=repr(getattr(ours, name)),
+                )
     begun, tuned = start.card.experiment.diffusion, experiment.diffusion
-    # What the network's output means: an equal shape does not tell.
-    for name in ("sigma_data", "residual", "marginal"):
-        if getattr(begun, name) != getattr(tuned, name):
-            raise errors.ConfigError(
-                f"config.diffusion.{name}",
-                expected=f"{getattr(begun, name)!r}, as the weights to start from were trained",
-                found=repr(getattr(tuned, name)),
-            )
     allowed = ("edm",) if tuned.process == "consistency" else (tuned.process,)
     if begun.process not in allowed:
         raise errors.ConfigError(
