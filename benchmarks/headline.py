@@ -27,13 +27,17 @@ _WITH_INTERVAL = ("pcc", "mse", "energy")
 
 
 def tables(peers: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Returns the table and the differences behind it as Markdown.
+    """Returns the table and the differences behind it as Markdown, or which row there is not yet.
 
     Args:
       peers: the result of benchmarks/peers/ab.py.
       found: the result of benchmarks/frontier.py, with HER2ST.
     """
     lines = [line for line in found["lines"] if line["place"] == "her2st"]
+    there = {(line["model"], line["way"]) for line in lines}
+    missing = [name for name, _, key in WAYS if key not in there]
+    if missing:
+        return f"Not measured yet: {', '.join(missing)} on HER2ST."
     head = ["way", "evaluations a spot", "s a spot", "times faster", *SCORES.values()]
     cells = [_cells(name, job, key, peers, lines) for name, job, key in WAYS]
     compared = [
@@ -57,7 +61,7 @@ def _cells(
     if job in against:
         faster = f"{against[job]['ratio']:,.0f}"
     rows = [line for line in lines if (line["model"], line["way"]) == key]
-    cells = [name, f"{rows[0]['evaluations']:,}" if rows else ""]
+    cells = [name, f"{rows[0]['evaluations']:,}"]
     cells += [f"{_short(fastest['seconds_per_spot'])}", faster]
     for score in SCORES:
         each = [line["scores"][score] for line in rows if score in line["scores"]]

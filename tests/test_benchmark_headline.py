@@ -78,6 +78,13 @@ def test_each_way_has_its_cost_and_its_quality(scripts, results):
     assert "averaged: 1.000 ± 0.028, 2 networks." in page
 
 
+def test_half_a_table_is_none(scripts, results):
+    peers, found = results
+    lines = [line for line in found["lines"] if line["model"] != "ddpm"]
+    page = scripts[0].tables(peers, {**found, "lines": lines})
+    assert page == "Not measured yet: published protocol on HER2ST."
+
+
 def test_a_page_composed_of_two_results_needs_both(scripts, results, tmp_path):
     page = "<!-- tables of headline -->\n<!-- end -->\n"
     (tmp_path / "peers.json").write_text(json.dumps(results[0]))
