@@ -100,27 +100,27 @@ class ConsistencyTask:
         assert progress is not None, "the train step adds it: make_train_step(updates=)"
         r = self.gap.earlier(t, jnp.asarray(progress)[0])
         unit = jax.random.normal(key_noise, x0.shape, jnp.float32)
-        x_t = x0 + t[:, None] * unit
-        x_r = self.partner(x0, unit, cond, x_t, t, r)
-        squared = consistency.errors(
-            self.edm.denoiser(params, cond), x_t, t, x_r, r, mask > 0,
-            sigma_data=self.edm.sigma_data,
-        )  # fmt: skip
-        losses = consistency.adaptive(squared, self.power)
         tokens = denoiser.mean_token_rows(len(x0), self.edm.mean_fraction)
-        parts = {}
+        losses, parts = [], {}
         if tokens:
             shown = denoiser.add_noise(
                 x0[:tokens], mask[:tokens], key_noise, noise=self.noise,
                 sigma_data=self.edm.sigma_data, mean_fraction=1.0,
             )  # fmt: skip
             mean = self.edm.network.apply(params, shown.x, shown.level, cond[:tokens])
-            of_tokens = denoiser.row_losses(mean, shown)
-            losses = losses.at[:tokens].set(of_tokens)
-            parts["loss_mean_token"] = jnp.mean(of_tokens)
+            losses.append(denoiser.row_losses(mean, shown))
+            parts["loss_mean_token"] = jnp.mean(losses[-1])
         if tokens < len(x0):
-            parts["loss_squared"] = jnp.mean(squared[tokens:])
-        loss = jnp.mean(losses)
+            x0, cond, mask, t, r, unit = (a[tokens:] for a in (x0, cond, mask, t, r, unit))
+            x_t = x0 + t[:, None] * unit
+            x_r = self.partner(x0, unit, cond, x_t, t, r)
+            squared = consistency.errors(
+                self.edm.denoiser(params, cond), x_t, t, x_r, r, mask > 0,
+                sigma_data=self.edm.sigma_data,
+            )  # fmt: skip
+            losses.append(consistency.adaptive(squared, self.power))
+            parts["loss_squared"] = jnp.mean(squared)
+        loss = jnp.mean(jnp.concatenate(losses))
         return loss, {"loss": loss, **parts}
 
     def partner(

@@ -16,6 +16,8 @@ from stemjax.names import LADDERS, MODES, SAMPLERS
 type Mode = Literal["mean", "marginal", "pair", "draws"]
 
 ONE_EVALUATION = ("mean", "marginal")
+OF_ONE_PROCESS = ("ddpm", "consistency")
+"""Samplers that follow no denoiser: each belongs to models of the process of its name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

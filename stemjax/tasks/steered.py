@@ -13,7 +13,7 @@ from stemjax import errors
 from stemjax import typing as st
 from stemjax.diffusion import denoiser, guidance, inpaint
 from stemjax.tasks import base
-from stemjax.tasks.sampling import ONE_EVALUATION, Sampling
+from stemjax.tasks.sampling import OF_ONE_PROCESS, ONE_EVALUATION, Sampling
 
 
 class Inputs(NamedTuple):
@@ -26,9 +26,6 @@ class Inputs(NamedTuple):
 
     cond: st.Array
     values: st.Array
-
-
-_WITHOUT_DENOISER = ("ddpm", "consistency")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,7 +101,7 @@ class Steered:
         return calls * bound + extra
 
     def _require(self, sampling: Sampling) -> None:
-        if sampling.mode in ONE_EVALUATION or sampling.sampler in _WITHOUT_DENOISER:
+        if sampling.mode in ONE_EVALUATION or sampling.sampler in OF_ONE_PROCESS:
             raise errors.ConfigError(
                 f"mode {sampling.mode} with sampler {sampling.sampler}",
                 expected="pair or draws, with a sampler that follows a denoiser, where that is "

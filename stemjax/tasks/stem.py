@@ -14,7 +14,7 @@ from stemjax import errors
 from stemjax.diffusion import denoiser, guidance, noise
 from stemjax.models import network
 from stemjax.tasks import base
-from stemjax.tasks.sampling import ONE_EVALUATION, Sampling
+from stemjax.tasks.sampling import OF_ONE_PROCESS, ONE_EVALUATION, Sampling
 from stemjax.typing import Batch, Params
 
 
@@ -218,8 +218,7 @@ class StemTask:
                 expected="a model trained with config.diffusion.marginal",
                 fix="use --mode draws for the spread, or train with that option",
             )
-        of_others = ("ddpm", "consistency")
-        if sampling.sampler in of_others and sampling.mode not in ONE_EVALUATION:
+        if sampling.sampler in OF_ONE_PROCESS and sampling.mode not in ONE_EVALUATION:
             raise errors.ConfigError(
                 f"sampler {sampling.sampler}",
                 expected=f"a model of that process (config.diffusion.process = {sampling.sampler})",
