@@ -19,7 +19,8 @@ a generator enters the package if it beats DPM-Solver++(2M) at equal evaluations
 score, with the edm network and with the one trained longer, the interval over spots and seeds of
 the paired difference leaving out 0.
 
-Networks stay in --workdir and rows in --json, so that a run that was stopped goes on.
+Networks stay in --workdir and rows in --json, so that a run that was stopped goes on. Milliseconds
+are of the first seed; --clock takes all of them anew, on a machine that has nothing else to do.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import harness
 import samplers
 from fewstep import places, rows, tuning
 
-from stemjax import config
+from stemjax import config, tasks
 
 COLUMNS = {
     "pcc": "PCC", "mse": "MSE", "rvd": "RVD, mean", "rvd_draw": "RVD, one draw", "crps": "CRPS",
@@ -47,11 +48,22 @@ DEFAULT = "dpmpp2m 8"
 _WITH_INTERVAL = ("pcc", "mse", "energy")
 
 
-def best_ways(run: rows.Run, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the ways of the generator and of the solver that it has to beat, by name."""
-    ours = {f"{n} steps": run.generator(kind, n) for n in rows.FEW}
-    theirs = {f"dpmpp2m {n}, chosen ladder": run.solver(n) for n in rows.FEW}
-    return ours, theirs
+type Ways = dict[str, dict[str, tasks.Sampling]]
+
+
+def ways_of(run: rows.Run, kinds: Sequence[str]) -> Ways:
+    """Returns the ways to draw from each trained denoiser and generator, by model and name.
+
+    Args:
+      run: of the place; it makes the choices of ladders that are not made yet.
+      kinds: kinds of tuning.
+    """
+    solver = {f"dpmpp2m {n}, chosen ladder": run.solver(n) for n in rows.FEW}
+    found = {"edm": rows.SOLVERS | solver, rows.LONGER: rows.EQUAL | solver}
+    for kind in kinds:
+        mean = rows.MEAN_TOKEN if kind.startswith("consistency") else {}
+        found[kind] = {f"{n} steps": run.generator(kind, n) for n in rows.FEW} | mean
+    return found
 
 
 def measure(run: rows.Run, *, seeds: Sequence[int], kinds: Sequence[str]) -> list[dict[str, Any]]:
@@ -63,17 +75,11 @@ def measure(run: rows.Run, *, seeds: Sequence[int], kinds: Sequence[str]) -> lis
       kinds: kinds of tuning to choose among.
     """
     chosen = run.kind(kinds)
-    ladders = {kind: best_ways(run, kind) for kind in kinds}
-    theirs = ladders[chosen][1]
+    ways = ways_of(run, kinds)
     for seed in seeds:
-        run.rows("edm", seed, rows.SOLVERS | theirs)
-        run.rows(rows.LONGER, seed, rows.EQUAL | theirs)
-        for kind in kinds:
-            ours = ladders[kind][0]
-            if kind.startswith("consistency"):
-                ours |= rows.MEAN_TOKEN
-            if kind == chosen or seed == seeds[0]:
-                run.rows(kind, seed, ours)
+        for model, mine in ways.items():
+            if model not in kinds or model == chosen or seed == seeds[0]:
+                run.rows(model, seed, mine)
     resamples = run.place.view("test").ground.resamples
     mine = [line for line in run.lines if line["place"] == run.place.name]
     found = []
@@ -99,12 +105,11 @@ def measure_published(
     Returns:
       The energy of the default 20 draws of 8 steps less that of each dearer way.
     """
+    published, way = rows.ancestral(ancestral)
     for seed in seeds:
         run.rows("ddpm", seed, rows.PUBLISHED)
-    published = f"ancestral {ancestral}"
-    way = {published: rows.drawn(sampler="ddpm", steps=ancestral, antithetic=False)}
     for seed in seeds[:full]:
-        run.rows("ddpm", seed, way)
+        run.rows("ddpm", seed, {published: way})
     resamples = run.place.view("test").ground.resamples
     mine = [line for line in run.lines if line["place"] == run.place.name]
     rivals = ("ddpm", published), ("ddpm", "ddim 50"), ("edm", "heun 18"), ("edm", "ddim 50")
@@ -267,6 +272,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tuning", type=int, default=400, help="updates of a tuning on HER2ST")
     parser.add_argument("--ancestral", type=int, default=1,
                         help="seeds that the published 20 x 1000 is drawn with")  # fmt: skip
+    parser.add_argument(
+        "--clock", action="store_true", help="also time every row again, one after another"
+    )
     parser.add_argument("--quick", action="store_true", help="minutes, networks hardly trained")
     parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="go on with it if there")
     args, experiment = harness.parse(parser, argv)
@@ -298,6 +306,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = measure_published(run, seeds=seeds, ancestral=steps, full=full)
         defaults[:] = [line for line in defaults if line["place"] != place_name] + found
         keep()
+        if args.clock:
+            published = rows.PUBLISHED | dict([rows.ancestral(steps)])
+            for model, ways in (ways_of(run, kinds) | {"ddpm": published}).items():
+                run.clock(model, ways)
     print(tables(json.loads(path.read_text())))
     print(f"\nwrote {path}")
 

@@ -153,6 +153,40 @@ def test_rows_are_made_once_and_say_what_they_are(modules, run, monkeypatch, cap
     assert json.loads(capsys.readouterr().out.splitlines()[0])["way"] == "mean token"
 
 
+def test_the_first_seed_s_rows_can_be_timed_again(modules, run, monkeypatch, capsys):
+    monkeypatch.setattr(modules["rows"], "milliseconds", lambda *given: 1.5)
+    ways = {"mean token": tasks.Sampling(mode="mean")}
+    for seed in (0, 1):
+        run.rows("edm", seed, ways)
+    other = {**run.lines[0], "model": "ddpm"}
+    run.lines.append(other)
+    monkeypatch.setattr(modules["rows"], "milliseconds", lambda *given: 0.5)
+    run.clock("edm", {"heun 18": tasks.Sampling(mode="pair"), **ways})
+    assert [line["ms_a_spot"] for line in run.lines] == [0.5, None, 1.5]
+
+
+def test_every_model_has_its_ways_and_the_tables_of_ways_stay_as_they_are(modules, run):
+    rows = modules["rows"]
+    kinds = list(rows.KINDS)
+    for what in ("dpmpp2m", *kinds):
+        for n in rows.FEW:
+            ladder = json.dumps({"sigma_min": 0.5, "sigma_max": 20.0})
+            run.chosen[f"{what} {n}, ladder"] = {"chosen": ladder, "energy": {ladder: 1.0}}
+    run.network = lambda model, seed: None  # every choice has been made
+    before = dict(rows.SOLVERS), dict(rows.EQUAL), dict(rows.MEAN_TOKEN)
+    first = modules["frontier"].ways_of(run, kinds)
+    assert first == modules["frontier"].ways_of(run, kinds)
+    assert before == (rows.SOLVERS, rows.EQUAL, rows.MEAN_TOKEN)
+    assert set(first) == {"edm", rows.LONGER, *kinds}
+    assert set(first["edm"]) - set(rows.SOLVERS) == {
+        f"dpmpp2m {n}, chosen ladder" for n in (1, 2, 4)
+    }
+    # A consistency network keeps its mean token; a mean flow has none.
+    assert "mean token" in first["consistency, teacher"]
+    assert set(first["meanflow, teacher"]) == {"1 steps", "2 steps", "4 steps"}
+    assert first["consistency, data"]["2 steps"].sampler == "consistency"
+
+
 def test_a_choice_takes_the_least_energy_and_stays(run, capsys):
     assert run.choose("level", {"a": lambda: 2.0, "b": lambda: 1.0}) == "b"
     assert run.choose("level", {"a": lambda: 0.0, "b": lambda: 1.0}) == "b"
