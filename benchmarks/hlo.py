@@ -1,4 +1,4 @@
-"""Reading compiled programs: which arrays they keep, in which layout, and what they call.
+"""Reading compiled programs: which arrays they keep, in which layout, what they call and send.
 
 A compiled module's text has one computation after another. The instructions of a fusion live in
 registers; those of the entry, of loop bodies and of calls are arrays in memory.
@@ -6,6 +6,7 @@ registers; those of the entry, of loop bodies and of calls are arrays in memory.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
@@ -23,6 +24,14 @@ HOST = re.compile(
     r" (?:infeed|outfeed|send|recv)(?:-done)?\(|callback|host_compute|MoveToHost|S\(5\)"
 )
 NO_BUFFER = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "call"}
+
+KINDS = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COLLECTIVE = re.compile(rf"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CALLED = re.compile(r"(?:calls|to_apply|condition|body)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ARRAY = re.compile(r"\b([a-z]+)(\d+)?(?:e\d\w*)?\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +127,60 @@ def has_float64(text: str) -> bool:
 def host_traffic(text: str) -> list[str]:
     """Returns the traces of anything that leaves the device in mid-program."""
     return sorted({match.strip(" (") for match in HOST.findall(text)})
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """Returns what a compiled program communicates: kind -> calls, bytes and places.
+
+    Args:
+      text: the program as `jax.stages.Compiled.as_text` gives it.
+
+    ``calls`` and ``bytes`` are of one run of the program: the body of a loop counts once for each
+    turn, where XLA knows their number, and else once. ``places`` counts the lines of the program.
+    """
+    parts: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            name = header[2]
+            parts[name] = []
+            entry = name if header[1] else entry
+        elif name:
+            parts[name].append(line)
+    runs: collections.Counter[str] = collections.Counter()
+
+    def visit(part: str, times: int) -> None:
+        runs[part] += times
+        for line in parts.get(part, ()):
+            turns = _TURNS.search(line)
+            inside = times * int(turns[1]) if turns and " while(" in line else times
+            called = _CALLED.findall(line)
+            for branches in _BRANCHES.findall(line):
+                called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+            for other in called:
+                visit(other, inside)
+
+    visit(entry, 1)
+    found: dict[str, dict[str, int]] = {}
+    for part, lines in parts.items():
+        for line in lines:
+            if (one := _COLLECTIVE.match(line)) and runs[part]:
+                row = found.setdefault(one[2], {"calls": 0, "bytes": 0, "places": 0})
+                row["calls"] += runs[part]
+                row["bytes"] += runs[part] * _bytes(one[1], started=bool(one[3]), kind=one[2])
+                row["places"] += 1
+    return found
+
+
+def _bytes(shape: str, *, started: bool, kind: str) -> int:
+    """Bytes of a result, which for most that are only started lists the operands before it."""
+    sizes = []
+    for letters, bits, dimensions in _ARRAY.findall(shape):
+        count = math.prod(_numbers(dimensions))
+        sizes.append(count * (1 if letters == "pred" else -(-int(bits or 8) // 8)))
+    if started and kind != "all-reduce":
+        sizes = sizes[len(sizes) // 2 :]
+    return sum(sizes)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

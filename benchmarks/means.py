@@ -98,7 +98,7 @@ def train(world: samplers.World, options: dict[str, Any], *, updates: int) -> Tr
         host = Batch(cond=condition(z), x0=x0, mask=np.ones_like(x0))
         given = layout.put(host)
         if update is None:
-            update = steps.compile_step(step, state, given, layout)
+            update = steps.compile_update(step, layout, state, given)
         state, _ = update(state, given)
     return Trained(task=task, params=state.ema)
 

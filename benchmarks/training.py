@@ -142,7 +142,7 @@ class Run:
 
             def compile_once() -> None:
                 made.append(
-                    dispatch.compile_call(call, self._state, view.table, self._given, self._layout)
+                    steps.compile_update(call, self._layout, self._state, view.table, self._given)
                 )
 
             seconds = harness.time_calls(compile_once, repeats=1, warm_up=0).median

@@ -23,9 +23,10 @@ def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         import compiling
+        import hlo
         import parallel
 
-        yield parallel, compiling
+        yield parallel, compiling, hlo
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +47,18 @@ def communicating(function, taken, given, *arguments) -> str:
 
 
 def test_collectives_are_counted_by_kind_with_their_bytes(scripts):
-    parallel, _ = scripts
+    _, _, hlo = scripts
     x = jnp.ones((8, 5))  # 2 rows a device
     summed = communicating(lambda x: jax.lax.psum(x, "data"), SPLIT, WHOLE, x)
-    assert parallel.collectives(summed) == {"all-reduce": {"calls": 1, "bytes": 40, "places": 1}}
+    assert hlo.collectives(summed) == {"all-reduce": {"calls": 1, "bytes": 40, "places": 1}}
     whole = communicating(lambda x: jax.lax.all_gather(x, "data"), SPLIT, WHOLE, x)
-    assert parallel.collectives(whole) == {"all-gather": {"calls": 1, "bytes": 160, "places": 1}}
+    assert hlo.collectives(whole) == {"all-gather": {"calls": 1, "bytes": 160, "places": 1}}
     alone = communicating(lambda x: 2 * x, SPLIT, SPLIT, x)
-    assert parallel.collectives(alone) == {}
+    assert hlo.collectives(alone) == {}
 
 
 def test_a_collective_in_a_loop_counts_at_every_turn(scripts):
-    parallel, _ = scripts
+    _, _, hlo = scripts
 
     def looped(x):
         def inner(c, _):
@@ -69,7 +70,7 @@ def test_a_collective_in_a_loop_counts_at_every_turn(scripts):
         return jax.lax.scan(outer, x, None, length=7)[0]
 
     text = communicating(looped, SPLIT, WHOLE, jnp.ones((8, 5), jnp.bfloat16))
-    (found,) = parallel.collectives(text).values()
+    (found,) = hlo.collectives(text).values()
     assert found["calls"] == 21 * found["places"]
     # 2 rows of 5 bfloat16, which a CPU may sum as float32.
     assert found["bytes"] in (21 * 20, 21 * 40)
@@ -77,7 +78,7 @@ def test_a_collective_in_a_loop_counts_at_every_turn(scripts):
 
 def test_what_is_only_started_counts_its_result_once(scripts):
     """As GPU programs print it: an asynchronous gather lists operand and result."""
-    parallel, _ = scripts
+    _, _, hlo = scripts
     text = "\n".join(
         [
             "HloModule step",
@@ -90,14 +91,14 @@ def test_what_is_only_started_counts_its_result_once(scripts):
             "}",
         ]
     )
-    assert parallel.collectives(text) == {
+    assert hlo.collectives(text) == {
         "all-gather": {"calls": 1, "bytes": 32, "places": 1},
         "all-reduce": {"calls": 1, "bytes": 40, "places": 1},
     }
 
 
 def test_the_ways_draw_the_same_without_a_word_between_devices(scripts, experiment):
-    parallel, _ = scripts
+    parallel, _, hlo = scripts
     task = config.make_task(experiment, genes=GENES, condition=WIDTH)
     params = parallel.harness.awake(task.init(jax.random.key(0)))
     layout, asked = mesh.make_layout(), tasks.Sampling(mode="pair", steps=3)
@@ -106,14 +107,14 @@ def test_the_ways_draw_the_same_without_a_word_between_devices(scripts, experime
     assert drawn["jit"].shape == (8, 2, GENES)
     assert np.abs(drawn["jit"][0] - drawn["jit"][1]).max() > 0.01  # rows differ: order matters
     for name, way in ways.items():
-        assert parallel.collectives(way.program.as_text()) == {}, name
+        assert hlo.collectives(way.program.as_text()) == {}, name
         # Float32 with matrices of other shapes, after three steps from 80 standard deviations.
         np.testing.assert_allclose(drawn[name], drawn["jit"], atol=1e-3, err_msg=name)
 
 
 @pytest.mark.slow
 def test_the_ways_train_the_same_and_reduce_the_gradient(scripts, experiment):
-    parallel, _ = scripts
+    parallel, _, hlo = scripts
     layout = mesh.make_layout()
     ways = parallel.make_trainings(
         experiment, layout, batch=16, genes=GENES, condition=WIDTH, parts=1
@@ -129,14 +130,14 @@ def test_the_ways_train_the_same_and_reduce_the_gradient(scripts, experiment):
         sum(leaf.size for leaf in leaves) - shapes["tokens"]["value"]["fc1"]["kernel"].size
     )
     for name, way in ways.items():
-        found = parallel.collectives(way.program.as_text())
+        found = hlo.collectives(way.program.as_text())
         assert set(found) == {"all-reduce"}, name
         # The gradient once, and a few numbers of metrics.
         assert gradient <= found["all-reduce"]["bytes"] < 1.05 * gradient + 100, name
 
 
 def test_a_ratio_is_that_of_the_times_of_each_round(scripts, monkeypatch):
-    parallel, _ = scripts
+    parallel, _, _ = scripts
     text = communicating(lambda x: 2 * x, SPLIT, SPLIT, jnp.ones((8, 5)))
     program = type("Program", (), {"as_text": lambda self: text})()
     # The machine slows down with every round; jit takes half of the other's time in each.
@@ -166,7 +167,7 @@ def test_a_ratio_is_that_of_the_times_of_each_round(scripts, monkeypatch):
 
 
 def test_a_second_process_finds_the_program_that_the_first_kept(scripts, experiment, monkeypatch):
-    _, compiling = scripts
+    _, compiling, _ = scripts
     monkeypatch.setenv("STEMJAX_CACHE", "off")  # of the user, not of the measurement
     asked = {"program": "mean", "experiment": config.as_json(experiment)}
     row = compiling.measure(asked | {"rows": 2, "genes": GENES, "condition": WIDTH}, repeats=1)
@@ -178,7 +179,7 @@ def test_a_second_process_finds_the_program_that_the_first_kept(scripts, experim
 
 
 def test_unrolled_blocks_are_a_larger_program_of_the_same_network(scripts, experiment):
-    _, compiling = scripts
+    _, compiling, _ = scripts
     sizes = {"rows": 2, "genes": GENES, "condition": WIDTH}
     whiles = {}
     for name in ("network", compiling.UNROLLED):

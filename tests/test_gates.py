@@ -145,7 +145,7 @@ def train_program(**model) -> tuple[Program, states.TrainState]:
     widths = {"cond": WIDTH, "x0": GENES, "mask": GENES}
     handed = {name: jax.ShapeDtypeStruct((8, 2, w), jnp.float32) for name, w in widths.items()}
     call, layout = dispatch.make_call(step, lambda _, part: part), mesh.make_layout(ONE)
-    compiled = dispatch.compile_call(call, state, {}, handed, layout)
+    compiled = steps.compile_update(call, layout, state, {}, handed)
     return Program(jax.make_jaxpr(call)(state, {}, handed).jaxpr, compiled.as_text()), state
 
 

@@ -71,7 +71,7 @@ def fitted() -> Fitted:
     update = None
     for host in pipeline.ResidentView(table, fitted).batches(schedule, 0, experiment.train.steps):
         batch = layout.put(host)
-        update = update or steps.compile_step(step, state, batch, layout)
+        update = update or steps.compile_update(step, layout, state, batch)
         state, _ = update(state, batch)
     return Fitted(task=task, params=jax.block_until_ready(state.ema), space=fitted)
 

@@ -51,7 +51,7 @@ def train(
     for _, batch in zip(range(updates), batches, strict=False):
         given = layout.put(batch)
         if update is None:
-            update = steps.compile_step(step, state, given, layout)
+            update = steps.compile_update(step, layout, state, given)
         state, _ = update(state, given)
     if int(state.step) != updates or int(states.skipped(state)):
         raise errors.NonFiniteError(

@@ -86,16 +86,6 @@ def make_call(step: Step, show: Callable[[Table, Handed], Batch]) -> Call:
     return call
 
 
-def compile_call(
-    call: Call, state: states.TrainState, table: Table, handed: Handed, layout: mesh.Layout
-) -> jax.stages.Compiled:
-    """Returns the call compiled for these shapes and this layout; the state is donated."""
-    shardings = (layout.shardings(state), layout.replicated)
-    program = jax.jit(call, donate_argnums=0, out_shardings=shardings)
-    with layout.in_force():
-        return program.lower(state, table, handed).compile()
-
-
 def memory_bytes(program: jax.stages.Compiled) -> int:
     """Returns the bytes that a program needs on each device while it runs, arguments included."""
     found = program.memory_analysis()
@@ -197,7 +187,7 @@ class Programs:
     def _compile(self, state: states.TrainState, given: Handed) -> jax.stages.Compiled:
         def build(remat: bool) -> jax.stages.Compiled:
             call = make_call(self._make_step(remat), self._show)
-            return compile_call(call, state, self._table, given, self._layout)
+            return steps.compile_update(call, self._layout, state, self._table, given)
 
         program, remat = compile_within(build, self._policy, resident.device_memory())
         # A run's second program is like its first.

@@ -89,18 +89,18 @@ def _gradient(
     return jax.tree.map(lambda a: a / parts, total)
 
 
-def compile_step(
-    step: Callable[[states.TrainState, Batch], tuple[states.TrainState, Metrics]],
-    state: states.TrainState,
-    batch: Batch,
+def compile_update(
+    update: Callable[..., tuple[states.TrainState, Metrics]],
     layout: mesh.Layout,
+    state: states.TrainState,
+    *given: Any,
 ) -> jax.stages.Compiled:
-    """Returns the step compiled for these shapes and this layout; the state is donated.
+    """Returns ``update(state, *given)`` compiled for these shapes and this layout.
 
-    Compiled ahead of time, so that a change of shape in mid-run is an error and not a silent
-    second compilation.
+    The state is donated. Compiled ahead of time, so that a change of shape in mid-run is an error
+    and not a silent second compilation.
     """
-    shardings = layout.shardings(state)
-    program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated))
+    shardings = (layout.shardings(state), layout.replicated)
+    program = jax.jit(update, donate_argnums=0, out_shardings=shardings)
     with layout.in_force():
-        return program.lower(state, batch).compile()
+        return program.lower(state, *given).compile()

@@ -65,13 +65,13 @@ def test_seven_updates_a_call_on_the_device_are_the_same_run(
     toy_records, toy_experiment, tmp_path, monkeypatch
 ):
     layout, compiled = mesh.make_layout(jax.devices()[:1]), []
-    original = dispatch.compile_call
+    original = steps.compile_update
 
-    def counted(call, state, table, handed, layout):
+    def counted(call, layout, state, table, handed):
         compiled.append(handed["row"].shape if "row" in handed else handed["x0"].shape[:2])
-        return original(call, state, table, handed, layout)
+        return original(call, layout, state, table, handed)
 
-    monkeypatch.setattr(dispatch, "compile_call", counted)
+    monkeypatch.setattr(steps, "compile_update", counted)
     loop.train(_rhythmic(toy_experiment), toy_records, tmp_path / "one", layout=layout)
     seven = _rhythmic(toy_experiment, steps_per_call=7)
     loop.train(seven, toy_records, tmp_path / "seven", layout=layout)
@@ -125,7 +125,7 @@ def _sized(batch: int = 16):
     def build(remat: bool) -> jax.stages.Compiled:
         step = steps.make_train_step(task(remat), optimizer, ema=0.9, seed=0)
         call = dispatch.make_call(step, pipeline.HostView().show)
-        return dispatch.compile_call(call, state, {}, handed, layout)
+        return steps.compile_update(call, layout, state, {}, handed)
 
     return build, state
 

@@ -13,7 +13,8 @@ import pytest
 from stemjax import config, errors, mesh, tasks
 from stemjax.eval import predict
 from stemjax.export import bundle
-from stemjax.train import checkpoint, dispatch, loop
+from stemjax.train import checkpoint, loop
+from stemjax.train import step as steps
 
 
 def _layout():
@@ -109,13 +110,13 @@ def test_the_teacher_is_an_argument_of_the_program_and_no_constant(
 ):
     """As constants, weights would be compiled into it: a published model's are 130 MB."""
     texts = []
-    original = dispatch.compile_call
+    original = steps.compile_update
 
-    def noted(*given):
-        texts.append(jax.jit(given[0]).lower(*given[1:4]).as_text())
-        return original(*given)
+    def noted(update, layout, *given):
+        texts.append(jax.jit(update).lower(*given).as_text())
+        return original(update, layout, *given)
 
-    monkeypatch.setattr(dispatch, "compile_call", noted)
+    monkeypatch.setattr(steps, "compile_update", noted)
     short = _replaced(tuning, train={"steps": 1})
     loop.train(short, toy_records, tmp_path, layout=_layout(), start=base)
     kernel = base.params["condition"]["fc1"]["kernel"].shape

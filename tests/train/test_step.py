@@ -134,7 +134,7 @@ def test_the_compiled_step_gives_back_the_memory_of_its_state():
     optimizer = states.make_optimizer(experiment.optim, steps=100)
     step = steps.make_train_step(task, optimizer, ema=0.9, seed=3)
     batch = layout.put(_batch())
-    new, _ = steps.compile_step(step, state, batch, layout)(state, batch)
+    new, _ = steps.compile_update(step, layout, state, batch)(state, batch)
     jax.block_until_ready(new)
     gone = [leaf.is_deleted() for leaf in jax.tree.leaves(state.params)]
     assert all(gone)
