@@ -10,6 +10,7 @@ stream, and in bfloat16 (8 bits) the stream itself would be rounded twice a bloc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -50,11 +51,21 @@ def layer_norm(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)
 
 
-def modulate(
+# Elementwise work between matrix products is cheap to do again in the backward pass. Its results
+# would be most of what a training step keeps: twice the memory in all, and slower for writing it.
+# The barrier against common subexpressions is not needed: blocks run in a scan.
+_computed_again = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+@_computed_again
+def modulated(
     x_bgd: Float[Array, "b g d"], shift_b1d: Float[Array, "b 1 d"], scale_b1d: Float[Array, "b 1 d"]
 ) -> Float[Array, "b g d"]:
-    """Adaptive LayerNorm's affine part, x (1 + scale) + shift (DiT, arXiv 2212.09748, sec. 3.2)."""
-    return x_bgd * (1.0 + scale_b1d) + shift_b1d
+    """Adaptive LayerNorm, norm(x) (1 + scale) + shift (DiT, arXiv 2212.09748, sec. 3.2); float32.
+
+    For its gradient only the arguments are kept.
+    """
+    return layer_norm(x_bgd) * (1.0 + scale_b1d) + shift_b1d
 
 
 def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -89,10 +100,14 @@ class Mlp(nnx.Module):
         self.fc2 = nnx.Linear(hidden, out, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        """The output, in the layer's dtype."""
-        # The activation in float32: rounding between its operations costs more than it saves.
-        hidden = self.fc1(x).astype(jnp.float32)
-        return self.fc2(self.activation(hidden))
+        """The output, in the layer's dtype; its gradient keeps the input and what fc1 returns."""
+
+        @_computed_again
+        def rest(fc2: nnx.Linear, hidden: jax.Array) -> jax.Array:
+            # The activation in float32: rounding between its operations costs more than it saves.
+            return fc2(self.activation(hidden.astype(jnp.float32)))
+
+        return rest(self.fc2, self.fc1(x))
 
 
 class Modulation(nnx.Module):
@@ -155,8 +170,8 @@ class Block(nnx.Module):
           vectors: the block's six vectors for each row (`Modulation`).
         """
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = vectors
-        x_bgd = x_bgd + gate_attn * self.attn(modulate(layer_norm(x_bgd), shift_attn, scale_attn))
-        return x_bgd + gate_mlp * self.mlp(modulate(layer_norm(x_bgd), shift_mlp, scale_mlp))
+        x_bgd = x_bgd + gate_attn * self.attn(modulated(x_bgd, shift_attn, scale_attn))
+        return x_bgd + gate_mlp * self.mlp(modulated(x_bgd, shift_mlp, scale_mlp))
 
 
 def stack_blocks[B: nnx.Module](build: Callable[[nnx.Rngs], B], depth: int, *, rngs: nnx.Rngs) -> B:
@@ -212,4 +227,4 @@ class VectorBlock(nnx.Module):
     ) -> Float[Array, "b g d"]:
         """The residual stream after the block, float32; as `Block`, with three vectors."""
         shift, scale, gate = vectors
-        return x_bgd + gate * self.mlp(modulate(layer_norm(x_bgd), shift, scale))
+        return x_bgd + gate * self.mlp(modulated(x_bgd, shift, scale))

@@ -174,7 +174,7 @@ class Latents(nnx.Module):
         tokens_bjd = latent_jd[None] + read_bm.reshape(b, *latent_jd.shape)
         tokens_bjd = layers.run_blocks(self.blocks, tokens_bjd, c_ld, remat=self.remat)
         shift, scale = (layers.share(vector, tokens_bjd) for vector in self.modulation(c_ld))
-        tokens_bm = layers.modulate(layers.layer_norm(tokens_bjd), shift, scale).reshape(b, -1)
+        tokens_bm = layers.modulated(tokens_bjd, shift, scale).reshape(b, -1)
         give = jax.nn.softmax(self._scores(self.answer[...]), axis=1)
         writing = jnp.einsum("hjg,oghk->jhkog", give, self._split(self.output[...]))
         return tokens_bm @ writing.reshape(tokens_bm.shape[1], -1)

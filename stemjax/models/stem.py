@@ -131,7 +131,7 @@ class Head(nnx.Module):
     ) -> Float[Array, "b g o"]:
         """The output, channels last; b / l rows in a row share a condition."""
         shift, scale = (layers.share(vector, x_bgd) for vector in self.modulation(c_ld))
-        return self.linear(layers.modulate(layers.layer_norm(x_bgd), shift, scale))
+        return self.linear(layers.modulated(x_bgd, shift, scale))
 
 
 class Stem(nnx.Module):

@@ -57,6 +57,33 @@ def test_residual_stream_is_not_rounded_to_bfloat16(key):
     np.testing.assert_allclose(out - x, expected, atol=1e-4, rtol=1e-2)
 
 
+def kept_bytes(function, *arguments) -> int:
+    """What the backward pass is handed over, weights and other arguments included."""
+    leaves = jax.tree.leaves(
+        jax.eval_shape(lambda *given: jax.vjp(function, *given)[1], *arguments)
+    )
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def test_an_mlp_keeps_its_input_and_its_hidden_values_before_the_activation(key):
+    rows, width, hidden = 64, 16, 4 * 16
+    mlp = layers.Mlp((width, hidden, width), layers.gelu, rngs=nnx.Rngs(key), dtype=jnp.bfloat16)
+    graph, state = nnx.split(mlp)
+    x = jnp.ones((rows, width), jnp.bfloat16)
+    weights = 2 * (4 * 2 * width * hidden + 4 * hidden + 4 * width)  # as they are, and rounded
+    kept = kept_bytes(lambda state, x: nnx.merge(graph, state)(x), state, x)
+    # GELU's own values, in float32, would be 4 bytes x hidden for each of a handful of them.
+    assert kept <= weights + 2 * rows * (width + hidden)
+
+
+def test_a_modulated_norm_keeps_its_arguments(key):
+    x, vector = jnp.ones((8, 50, 16)), jnp.ones((8, 1, 16))
+    assert kept_bytes(layers.modulated, x, vector, vector) <= 4 * (x.size + 2 * vector.size)
+    expected = layers.layer_norm(x + 1.0) * 3.0 + 0.5
+    found = layers.modulated(x + 1.0, 0.5 * vector, 2.0 * vector)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_scan_over_layers_is_the_loop_over_layers(key):
     def build(rngs):
         return layers.Block(16, 4, 2, rngs=rngs, dtype=jnp.float32)
