@@ -88,7 +88,8 @@ class DdpmTask:
         """Returns draws in the model's space, [n b g].
 
         Raises:
-          ConfigError: a mode of one evaluation, which needs a mean token, or sampler consistency.
+          ConfigError: a mode of one evaluation, which needs a mean token, or a sampler of another
+            process.
         """
         if sampling.mode in ONE_EVALUATION:
             raise errors.ConfigError(
@@ -96,12 +97,7 @@ class DdpmTask:
                 expected="pair or draws: it was trained without a mean token",
                 fix="use --mode pair (16 evaluations a spot) for the mean",
             )
-        if sampling.sampler == "consistency":
-            raise errors.ConfigError(
-                "sampler consistency",
-                expected="a consistency model (config.diffusion.process = consistency)",
-                fix="use --sampler ddpm or a solver",
-            )
+        sampling.require_process("ddpm")
         if sampling.sampler != "ddpm":
             return base.draw_profiles(
                 self.denoiser(params, cond, repeat=sampling.draws),

@@ -140,6 +140,21 @@ class Sampling:
             return 1
         return self.draws * self.rule.evaluations(self.steps)
 
+    def require_process(self, process: str) -> None:
+        """Checks that the sampler is for models of a process.
+
+        Raises:
+          ConfigError: it is for those of another one alone.
+        """
+        drawn = self.mode not in ONE_EVALUATION
+        if drawn and self.sampler in OF_ONE_PROCESS and self.sampler != process:
+            raise errors.ConfigError(
+                f"sampler {self.sampler}",
+                expected=f"a model of that process (config.diffusion.process = {self.sampler})",
+                found=f"one of {process}",
+                fix="use one that follows any denoiser, such as --sampler dpmpp2m",
+            )
+
     def on(self, levels: tuple[float, float]) -> Sampling:
         """Returns the same with a model's own smallest and largest noise level where none is set.
 

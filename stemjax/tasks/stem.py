@@ -14,7 +14,7 @@ from stemjax import errors
 from stemjax.diffusion import denoiser, guidance, noise
 from stemjax.models import network
 from stemjax.tasks import base
-from stemjax.tasks.sampling import OF_ONE_PROCESS, ONE_EVALUATION, Sampling
+from stemjax.tasks.sampling import Sampling
 from stemjax.typing import Batch, Params
 
 
@@ -218,9 +218,4 @@ class StemTask:
                 expected="a model trained with config.diffusion.marginal",
                 fix="use --mode draws for the spread, or train with that option",
             )
-        if sampling.sampler in OF_ONE_PROCESS and sampling.mode not in ONE_EVALUATION:
-            raise errors.ConfigError(
-                f"sampler {sampling.sampler}",
-                expected=f"a model of that process (config.diffusion.process = {sampling.sampler})",
-                fix="use --sampler ancestral, which adds noise at every step too",
-            )
+        sampling.require_process("edm")

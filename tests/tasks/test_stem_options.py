@@ -269,7 +269,7 @@ def test_every_weight_has_its_formula_here():
         ({"mean_fraction": 0.0}, {"mode": "mean"}, "use --mode pair"),
         ({"mean_fraction": 0.0, "marginal": True}, {"mode": "marginal"}, "mean token"),
         ({}, {"mode": "marginal"}, "config.diffusion.marginal"),
-        ({}, {"mode": "draws", "sampler": "ddpm"}, "--sampler ancestral"),
+        ({}, {"mode": "draws", "sampler": "ddpm"}, "--sampler dpmpp2m"),
         ({}, {"mode": "pair", "sampler": "ddpm"}, "config.diffusion.process = ddpm"),
     ],
 )
