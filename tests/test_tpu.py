@@ -20,6 +20,7 @@ BASELINE = ROOT / "benchmarks" / "results" / "tpu.json"
 RUNS = (
     ["--chips", "v5e", "--programs", "forward-256,sampler-256"],
     ["--chips", "v5p,v6e", "--programs", "forward-256", "--attention", "flash"],
+    ["--chips", "v5e", "--programs", "train-256", "--attention", "flash"],
 )
 ROWS = (
     ("v5e", "forward-256", "xla"),
@@ -28,6 +29,7 @@ ROWS = (
     ("v5e", "sampler-256", "flash"),
     ("v5p", "forward-256", "flash"),
     ("v6e", "forward-256", "flash"),
+    ("v5e", "train-256", "flash"),
 )
 
 needs_libtpu = [
