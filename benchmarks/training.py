@@ -361,7 +361,7 @@ def tables(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measures row by row; what is measured so far is on disk after each."""
     args, experiment = read_flags()
-    about, roof = harness.surroundings(), harness.roof(repeats=3 if args.quick else 10)
+    about, roof = harness.surroundings(), harness.roof()
     facts = {
         "quick": args.quick,
         "model": dataclasses.asdict(experiment.model),

@@ -201,7 +201,7 @@ def test_only_a_chip_of_exactly_this_name_has_a_rating(harness, monkeypatch):
 
 def test_rates_count_two_operations_a_product_and_both_ways_of_a_copy(harness, monkeypatch):
     def half_a_second(function, arguments, **_):
-        return types.SimpleNamespace(median=0.5)
+        return types.SimpleNamespace(median=0.7, p10=0.5)
 
     monkeypatch.setattr(harness, "measure", half_a_second)
     assert harness.matmul_rate("bfloat16", 16) == 2 * 16**3 / 0.5
