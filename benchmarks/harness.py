@@ -23,10 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from machine import device_peak_bytes, rating, surroundings
+from machine import device_peak_bytes, surroundings
 
 from stemjax import config, configfile
 from stemjax.data import integrity
@@ -39,9 +38,9 @@ SMALL = "configs/stem_her2st.py"
 """The experiment of a benchmark that names none: sized for two CPU cores."""
 
 __all__ = [
-    "Built", "Memory", "Timing", "add_arguments", "awake", "build", "compile_cached", "copy_rate",
-    "device_peak_bytes", "emit", "matmul_rate", "measure", "parse", "rating", "result", "roof",
-    "save", "surroundings", "time_calls", "time_program",
+    "Built", "Memory", "Timing", "add_arguments", "awake", "build", "compile_cached",
+    "device_peak_bytes", "emit", "measure", "parse", "result", "save", "surroundings",
+    "time_calls", "time_program",
 ]  # fmt: skip
 
 type Clock = Callable[[], float]
@@ -332,55 +331,6 @@ def save(path: pathlib.Path, result: dict[str, Any]) -> None:
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     integrity.write_text(path, text)
-
-
-def matmul_rate(dtype: str = "float32", size: int | None = None, *, repeats: int = 10) -> float:
-    """Returns the device's matrix product rate in FLOP/s: the roof of the same run.
-
-    Of the fastest tenth of the calls, since a roof is what the device can do; what is compared with
-    it is a median, so that other work on the machine makes a share too small and not too large.
-
-    Args:
-      dtype: of both factors; "float32" at JAX's own precision, which the result names.
-      size: of the square matrices; None is 2048 on a CPU and 8192 elsewhere.
-      repeats: timed calls.
-    """
-    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
-    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
-    timing = measure(lambda x: x @ x, lambda i: (a,), repeats=repeats)
-    return 2 * size**3 / timing.p10
-
-
-def copy_rate(megabytes: int | None = None, *, repeats: int = 10) -> float:
-    """Returns byte/s, read and written, of adding 1 to a large array in place: the memory's roof.
-
-    Args:
-      megabytes: size of the array; None is 256 on a CPU and 2048 elsewhere.
-      repeats: timed calls.
-    """
-    megabytes = megabytes or (256 if jax.default_backend() == "cpu" else 2048)
-
-    def arguments(i: int) -> tuple[jax.Array]:
-        return (jnp.full(megabytes * 2**18, float(i)),)
-
-    # In place: a new output would also be the operating system's clearing of new pages.
-    timing = measure(jax.jit(lambda x: x + 1, donate_argnums=0), arguments, repeats=repeats)
-    return 2 * megabytes * 2**20 / timing.p10
-
-
-def roof(*, repeats: int = 30) -> dict[str, Any]:
-    """Returns the rates of this process's device, and what its maker says, under their names.
-
-    Rates are those of `matmul_rate` and `copy_rate`.
-    """
-    known = rating()
-    return {
-        "matmul_flop_per_s": {
-            dtype: matmul_rate(dtype, repeats=repeats) for dtype in ("float32", "bfloat16")
-        },
-        "copy_byte_per_s": copy_rate(repeats=repeats),
-        "rating": None if known is None else dataclasses.asdict(known),
-    }
 
 
 def awake(params: Any) -> Any:

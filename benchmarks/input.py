@@ -31,6 +31,7 @@ from typing import Any
 import harness
 import jax
 import jax.numpy as jnp
+import roofs
 from array_record.python import array_record_data_source
 from made_records import SLIDE, made_records
 
@@ -196,7 +197,7 @@ def main() -> None:
     args, experiment = read_flags()
     about, lines = harness.surroundings(), []
     facts = {name: getattr(args, name) for name in ("genes", "condition", "spots", "batch", "many")}
-    facts["copy_byte_per_s"] = harness.copy_rate(repeats=3 if args.quick else 10)
+    facts["copy_byte_per_s"] = roofs.copy_rate(repeats=3 if args.quick else 10)
     with made_records(
         spots=args.spots, n_genes=args.genes, width=args.condition, variants=VARIANTS
     ) as (opened, folder):

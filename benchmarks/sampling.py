@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import roofline
 import samplers
+from roofs import Roofs
 
 from stemjax import config, errors, tasks
 from stemjax.models import network
@@ -185,7 +186,7 @@ def speeds(row: Row, line: dict[str, Any], work: roofline.Work, roof: dict) -> d
       row: the row.
       line: with ``median_s``, ``timed_evaluations`` and ``evaluations_per_spot``.
       work: FLOP and bytes of one evaluation.
-      roof: what `harness.roof` measured.
+      roof: what `roofs.roof` measured.
     """
     one = line["median_s"] / (row.spots * line["timed_evaluations"])
     rate, known = work.flop / one, roof["rating"]
@@ -205,7 +206,7 @@ def speeds(row: Row, line: dict[str, Any], work: roofline.Work, roof: dict) -> d
     }
 
 
-def measure(row: Row, base: config.Experiment, args: argparse.Namespace, roof: dict) -> dict:
+def measure(row: Row, base: config.Experiment, args: argparse.Namespace, measured: Roofs) -> dict:
     """Returns the line of a row; one that cannot run says why in ``failed``."""
     sampling, identity = row.sampling, dataclasses.asdict(row)
     line = identity | {
@@ -217,7 +218,10 @@ def measure(row: Row, base: config.Experiment, args: argparse.Namespace, roof: d
         "rows": row.spots * sampling.draws,
     }
     try:
+        roof = measured.around()
         line |= time_row(row, base, args)
+        beside = roof()
+        line["matmul_flop_per_s"] = beside["matmul_flop_per_s"][row.dtype]
         experiment = row.experiment(base)
         task = config.make_task(experiment, genes=3, condition=3)
         line["evaluations_per_spot"] = task.evaluations(sampling)
@@ -230,7 +234,7 @@ def measure(row: Row, base: config.Experiment, args: argparse.Namespace, roof: d
         work = roofline.work(
             experiment, genes=row.genes, condition=args.condition, rows=line["rows"]
         )
-        line |= speeds(row, line, work, roof)
+        line |= speeds(row, line, work, beside)
         line["quality"] = fixture.quality(
             line["process"], sampling, dtype=row.dtype, attention=row.attention
         )
@@ -337,20 +341,19 @@ def tables(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measures row by row; what is measured so far is on disk after each."""
     args, experiment = read_flags()
-    about, roof = harness.surroundings(), harness.roof()
+    about, measured = harness.surroundings(), Roofs(repeats=5 if args.quick else 10)
     facts = {
         "quick": args.quick,
         "model": dataclasses.asdict(experiment.model),
         "condition": args.condition,
-        "roof": roof,
         "quality": fixture.load().references(),
         "quality_of": "the networks of benchmarks/fixture.py",
     }
     lines: list[dict[str, Any]] = []
     for row in rows_of(args):
-        lines.append(measure(row, experiment, args, roof))
+        lines.append(measure(row, experiment, args, measured))
         harness.emit(lines[-1])
-        found = harness.result("sampling", about, experiment, lines, **facts)
+        found = harness.result("sampling", about, experiment, lines, roof=measured.mean, **facts)
         if args.json:
             harness.save(args.json, found)
 

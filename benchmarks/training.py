@@ -27,6 +27,7 @@ from typing import Any
 import harness
 import jax
 from made_records import SLIDE, made_records
+from roofs import Roofs
 
 from stemjax import config, errors, mesh
 from stemjax.data import pipeline, space
@@ -171,7 +172,7 @@ class Run:
 
 def measure(
     row: Row, base: config.Experiment, make_view: Callable[[str], pipeline.View],
-    programs: Programs, args: argparse.Namespace, roof: dict[str, Any],
+    programs: Programs, args: argparse.Namespace, measured: Roofs,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the line of a row; one that cannot run says why in ``failed``."""
     line: dict[str, Any] = dataclasses.asdict(row)
@@ -181,6 +182,7 @@ def measure(
         run = Run(row, base, view, schedule, programs, genes=args.genes, condition=args.condition)
         try:
             calls = max(1, args.updates // row.calls)
+            roof = measured.around()
             timing = harness.time_calls(
                 run.advance,
                 lambda i: (calls,),
@@ -188,6 +190,7 @@ def measure(
                 warm_up=args.warm_up,
                 seconds=args.seconds,
             )
+            beside = roof()
         finally:
             run.close()
         flops = 3 * config.flops_per_evaluation(
@@ -195,7 +198,7 @@ def measure(
         )
         line |= {"updates": calls * row.calls, "compile_s": run.compile_s}
         line |= {name: timing.line[name] for name in ("median_s", "quartiles_s", "repeats")}
-        line |= rates(line, flops, roof) | memory(run.program)
+        line |= rates(line, flops, beside) | memory(run.program)
     except FAILURES as error:
         line["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return line
@@ -207,7 +210,7 @@ def rates(line: dict[str, Any], flops: int, roof: dict[str, Any]) -> dict[str, A
     Args:
       line: with ``updates``, ``batch``, ``dtype`` and ``median_s``.
       flops: of one spot's part of an update.
-      roof: what `harness.roof` measured, for one device.
+      roof: what `roofs.roof` measured, for one device.
     """
     updates = line["updates"] / line["median_s"]
     rate, known = updates * line["batch"] * flops, roof["rating"]
@@ -361,25 +364,27 @@ def tables(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measures row by row; what is measured so far is on disk after each."""
     args, experiment = read_flags()
-    about, roof = harness.surroundings(), harness.roof()
+    about, measured = harness.surroundings(), Roofs(repeats=5 if args.quick else 10)
     facts = {
         "quick": args.quick,
         "model": dataclasses.asdict(experiment.model),
         "genes": args.genes,
         "condition": args.condition,
         "spots": args.spots,
-        "roof": roof,
     }
     lines: list[dict[str, Any]] = []
     programs: Programs = {}
     with _views(experiment, args) as make_view:
         for row in rows_of(args):
-            lines.append(measure(row, experiment, make_view, programs, args, roof))
+            lines.append(measure(row, experiment, make_view, programs, args, measured))
             harness.emit(lines[-1])
             if args.json:
                 found = with_shares(lines)
                 harness.save(
-                    args.json, harness.result("training", about, experiment, found, **facts)
+                    args.json,
+                    harness.result(
+                        "training", about, experiment, found, roof=measured.mean, **facts
+                    ),
                 )
 
 

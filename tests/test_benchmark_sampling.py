@@ -37,10 +37,11 @@ def scripts():
         import fixture
         import pages
         import roofline
+        import roofs
         import sampling
 
         yield types.SimpleNamespace(
-            fixture=fixture, pages=pages, roofline=roofline, sampling=sampling
+            fixture=fixture, pages=pages, roofline=roofline, roofs=roofs, sampling=sampling
         )
 
 
@@ -71,10 +72,12 @@ def test_a_residual_model_is_seen_to_start_from_its_mean(scripts):
 def test_a_count_that_is_not_the_formula_s_ends_the_run(scripts, monkeypatch):
     sampling = scripts.sampling
     monkeypatch.setattr(sampling, "time_row", lambda *_: {"process": "edm"})
+    beside = {"matmul_flop_per_s": {"float32": 1e9}}
+    measured = types.SimpleNamespace(around=lambda: lambda: beside)
     monkeypatch.setattr(sampling, "count_evaluations", lambda *_: 15.0)
     base = config.resolve({"model": {"width": 8, "heads": 2}})
     with pytest.raises(RuntimeError, match=r"made 15\.0 evaluations a spot, not 16"):
-        sampling.measure(row(scripts, "pair-dpmpp2m-8"), base, types.SimpleNamespace(), {})
+        sampling.measure(row(scripts, "pair-dpmpp2m-8"), base, types.SimpleNamespace(), measured)
 
 
 def test_a_way_keeps_a_spot_s_draws_together_and_gets_its_process(scripts):
@@ -143,7 +146,7 @@ def quick(scripts, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", argv)
         patch.setattr(
-            scripts.sampling.harness,
+            scripts.roofs,
             "roof",
             lambda **_: {"matmul_flop_per_s": rates, "copy_byte_per_s": 1e10, "rating": None},
         )

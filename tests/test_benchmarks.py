@@ -191,7 +191,7 @@ def test_only_a_chip_of_exactly_this_name_has_a_rating(harness, monkeypatch):
     def rated(name):
         device = types.SimpleNamespace(device_kind=name)
         monkeypatch.setattr(machine.jax, "devices", lambda: [device])
-        return harness.rating()
+        return machine.rating()
 
     assert rated("NVIDIA H200").bfloat16 == 989e12
     assert rated("TPU v5 lite").memory == 819e9
@@ -199,10 +199,30 @@ def test_only_a_chip_of_exactly_this_name_has_a_rating(harness, monkeypatch):
         assert rated(unknown) is None
 
 
+def test_a_row_s_roof_is_the_mean_of_what_was_measured_before_and_after_it(harness, monkeypatch):
+    import roofs
+
+    rates = iter([100.0, 300.0, 500.0, 700.0])
+
+    def rising(*, repeats):
+        rate = next(rates)
+        return {"matmul_flop_per_s": {"float32": rate}, "copy_byte_per_s": rate / 10, "rating": 7}
+
+    monkeypatch.setattr(roofs, "roof", rising)
+    run = roofs.Roofs()
+    first, second = (run.around()() for _ in range(2))
+    assert first["matmul_flop_per_s"]["float32"] == 200.0
+    assert second == {"matmul_flop_per_s": {"float32": 600.0}, "copy_byte_per_s": 60.0, "rating": 7}
+    assert run.mean["matmul_flop_per_s"]["float32"] == 400.0
+    assert run.mean["copy_byte_per_s"] == 40.0
+
+
 def test_rates_count_two_operations_a_product_and_both_ways_of_a_copy(harness, monkeypatch):
+    import roofs
+
     def half_a_second(function, arguments, **_):
-        return types.SimpleNamespace(median=0.7, p10=0.5)
+        return types.SimpleNamespace(median=0.5)
 
     monkeypatch.setattr(harness, "measure", half_a_second)
-    assert harness.matmul_rate("bfloat16", 16) == 2 * 16**3 / 0.5
-    assert harness.copy_rate(3) == 2 * 3 * 2**20 / 0.5
+    assert roofs.matmul_rate("bfloat16", 16) == 2 * 16**3 / 0.5
+    assert roofs.copy_rate(3) == 2 * 3 * 2**20 / 0.5
