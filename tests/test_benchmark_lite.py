@@ -54,7 +54,11 @@ def test_the_arms_of_a_place_follow_the_choice(modules, experiment):
     names = {family: list(lite.candidates(experiment, family)) for family in lite.SIZES}
     chosen = {family: {"chosen": offered[-1]} for family, offered in names.items()}
     arms = lite.arms_of("law", experiment, chosen)
-    assert list(arms) == ["token", *lite.SIZES]
+    *given, longer = arms
+    assert given == ["token", *lite.SIZES]
+    train = dataclasses.replace(arms["vector"].train, steps=8 * experiment.train.steps)
+    assert arms[longer] == dataclasses.replace(arms["vector"], train=train)
+    assert list(lite.arms_of("many", experiment, chosen)) == given
     assert arms["token"] is experiment
     for family in lite.SIZES:
         assert arms[family] == lite.candidates(experiment, family)[names[family][-1]]
