@@ -53,7 +53,8 @@ def layer_norm(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 # Elementwise work between matrix products is cheap to do again in the backward pass. Its results
 # would be most of what a training step keeps: twice the memory in all, and slower for writing it.
-# The barrier against common subexpressions is not needed: blocks run in a scan.
+# The barrier against common subexpressions is not needed: blocks run in a scan, and elsewhere
+# little is at stake.
 _computed_again = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
