@@ -83,11 +83,12 @@ class World:
 
     def score(self, sampling: tasks.Sampling) -> dict[str, float]:
         """Returns the errors of a sampler's draws."""
+        denoise = self.denoise  # made here, where nothing is traced
 
         @jax.jit
         def run(keys: jax.Array) -> jax.Array:
             return sampler.draw(
-                self.denoise,
+                denoise,
                 sampling.on(LEVELS).rungs,
                 keys,
                 rule=sampling.rule,
