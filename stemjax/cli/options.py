@@ -9,6 +9,16 @@ from stemjax import names
 
 type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+LAYOUTS = ("st", "hest", "visium")
+"""How folders of slides are laid out."""
+
+
+def layout(name: str) -> Any:
+    """Returns the module that reads a layout: ``list_slides`` and ``read_slide``."""
+    from stemjax.data import hest, st, visium
+
+    return {"st": st, "hest": hest, "visium": visium}[name]
+
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds ``--weights``: which EMA of a run."""

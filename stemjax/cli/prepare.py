@@ -17,7 +17,7 @@ def add(commands: options.Commands) -> None:
         "prepare", help="slides in, records out: gene panel, patch embeddings, counts"
     )
     parser.add_argument(
-        "--layout", choices=("st", "hest"), required=True, help="how DATA is laid out"
+        "--layout", choices=options.LAYOUTS, required=True, help="how DATA is laid out"
     )
     parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="slides")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="records")
@@ -56,7 +56,10 @@ def add(commands: options.Commands) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--encoder", default="texture", help="patch encoder (default: %(default)s, no download)"
+        "--encoder",
+        default="texture",
+        help="patch encoder: texture, or none for slides without an image "
+        "(default: %(default)s, no download)",
     )
     parser.add_argument(
         "--mpp",
@@ -79,12 +82,14 @@ def add(commands: options.Commands) -> None:
 
 def _prepare(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax import terminal
-    from stemjax.data import genes, hest, prepare, st
+    from stemjax.data import genes, no_image, prepare
 
-    layout = {"st": st, "hest": hest}[args.layout]
+    layout = options.layout(args.layout)
     with terminal.Bar("prepare") as bar:
         written = prepare.prepare(
-            lambda slide: layout.read_slide(args.data, slide, mpp=args.mpp),
+            lambda slide: layout.read_slide(
+                args.data, slide, mpp=args.mpp, need_image=args.encoder != no_image.CONTRACT.name
+            ),
             names.split_names(args.slides) or layout.list_slides(args.data),
             args.out,
             test=names.split_names(args.test),
@@ -99,9 +104,12 @@ def _prepare(args: argparse.Namespace, rest: Sequence[str]) -> None:
         )
     print(f"{args.out}: {len(written.slides)} slides, {len(written.genes)} genes")  # noqa: T201
     for info in written.slides.values():
+        patch = f"patch {info.patch_um:.0f} um" if info.patch_um else "no patch"
         print(  # noqa: T201
             f"  {info.id}: {info.n_spots} spots, {info.mpp:.3f} um/px, "
-            f"patch {info.patch_um:.0f} um, patient {info.patient or 'unknown'}"
+            f"{patch}, patient {info.patient or 'unknown'}"
         )
+        for name, values in written.labels(info.id).items():
+            print(f"    label: {name}, {sum(map(bool, values))} spots")  # noqa: T201
         for note in info.notes:
             print(f"    note: {note}")  # noqa: T201

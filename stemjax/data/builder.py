@@ -2,7 +2,7 @@
 
     OUT/spots/<split>/1.0.0/spots-<split>.array_record-00000-of-00001   one record a spot
                             dataset_info.json  features.json            tfds's own
-                            metadata.json                               genes, panel, slide ...
+                            metadata.json                               genes, panel, slide, labels
                             thumbnail.jpg  SHA256SUMS.json
 
 `tfds.builder_from_directory` reads it without any code of this project. Each slide is a directory
@@ -29,7 +29,7 @@ from PIL import Image
 from stemjax import errors
 from stemjax.data import embeddings as embeddings_lib
 from stemjax.data import genes as genes_lib
-from stemjax.data import integrity, patches
+from stemjax.data import integrity, no_image, patches
 from stemjax.data import slides as slides_lib
 
 DATASET, VERSION = "spots", "1.0.0"
@@ -52,7 +52,7 @@ class SlideInfo:
       n_spots: records.
       mpp: um per level-0 pixel.
       spot_diameter_um: spot diameter in um.
-      patch_um: side of the patch that was embedded, in um.
+      patch_um: side of the patch that was embedded, in um; 0 where none was (encoder ``none``).
       thumbnail_scale: thumbnail pixels per level-0 pixel; None where there was no image.
       sources: SHA-256 of each file that the slide was read from.
       notes: what the readers noticed.
@@ -157,7 +157,10 @@ def slide_digest(
     panel: genes_lib.Panel,
     contract: embeddings_lib.EncoderContract,
 ) -> str:
-    """SHA-256 over what a slide's records depend on: files, geometry, panel, encoder, format."""
+    """SHA-256 over what a slide's records depend on: files, geometry, panel, encoder, format.
+
+    And the labels, of slides that have any: digests of the others are as they were before labels.
+    """
     made_from = {
         "format": FORMAT,
         "slide": slide.id,
@@ -168,7 +171,7 @@ def slide_digest(
         "sources": dict(slide.sources),
         "panel": panel.to_json(),
         "contract": contract.to_json(),
-    }
+    } | _labels(slide)
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
@@ -217,10 +220,10 @@ def write_slide(
         n_spots=slide.n_spots,
         mpp=float(slide.mpp),
         spot_diameter_um=float(slide.spot_diameter_um),
-        patch_um=float(contract.fov_um or patches.patch_side_px(slide) * slide.mpp),
+        patch_um=_patch_um(slide, contract),
         thumbnail_scale=None if scale is None else float(scale),
         sources=dict(slide.sources),
-        notes=slide.notes + _empty_notes(stored),
+        notes=slide.notes + (() if no_image.is_of(contract) else _empty_notes(stored)),
         digest=slide_digest(slide, panel=panel, contract=contract),
     )
     metadata = {
@@ -230,7 +233,7 @@ def write_slide(
         "panel": panel.to_json(),
         "contract": contract.to_json(),
         "slide": dataclasses.asdict(info),
-    }
+    } | _labels(slide)
     rows = (
         {
             "embeddings": stored[i],
@@ -320,6 +323,17 @@ def _check_embeddings(
             fix="Check the encoder's output at these spots",
         )
     return stored
+
+
+def _labels(slide: slides_lib.Slide) -> dict[str, dict[str, list[str]]]:
+    """The part of the metadata and of what is hashed that holds the labels; empty without any."""
+    return {"labels": {k: list(v) for k, v in slide.labels.items()}} if slide.labels else {}
+
+
+def _patch_um(slide: slides_lib.Slide, contract: embeddings_lib.EncoderContract) -> float:
+    if no_image.is_of(contract):
+        return 0.0
+    return float(contract.fov_um or patches.patch_side_px(slide) * slide.mpp)
 
 
 def _empty_notes(stored: np.ndarray) -> tuple[str, ...]:

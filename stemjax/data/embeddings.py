@@ -24,7 +24,7 @@ N_VARIANTS = 8
 FOV_TOLERANCE = 0.05
 """Relative difference of the field of view above which two contracts differ."""
 
-_NAMES = ("texture",)
+_NAMES = ("texture", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,11 @@ def get_encoder(name: str) -> Encoder:
             expected=f"one of {', '.join(_NAMES)}",
             fix=f"Did you mean {near[0]!r}?" if near else "Choose one of those",
         )
-    # Late: texture imports this module for the contract.
+    # Late: both import this module for the contract.
+    if name == "none":
+        from stemjax.data import no_image
+
+        return no_image.NoImageEncoder()
     from stemjax.data import texture
 
     return texture.TextureEncoder()

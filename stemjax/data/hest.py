@@ -3,7 +3,8 @@
 Layout, for a slide such as ``MEND145``::
 
     st/MEND145.h5ad         X raw counts; obsm["spatial"] spot centres in level-0 pixels (x, y);
-                            obs in_tissue, array_row, array_col (where there)
+                            obs in_tissue, array_row, array_col (where there), and labels of
+                            spots under one of the names in `LABELS`
     wsis/MEND145.tif        pyramidal TIFF
     metadata/MEND145.json   patient, pixel_size_um_embedded, pixel_size_um_estimated,
                             inter_spot_dist and spot_diameter in um (optional)
@@ -35,6 +36,20 @@ from stemjax.data import images, slides
 
 _SAME = 1.1
 """Pixel sizes that differ by less than this factor count as one."""
+
+LABELS = (
+    "annotation",
+    "pathologist_annotation",
+    "cell_type",
+    "region",
+    "layer",
+    "spatialLIBD",
+    "ground_truth",
+    "cluster",
+    "leiden",
+    "label",
+)
+"""Columns of obs that are kept as labels of the spots where they hold text or categories."""
 
 
 def list_slides(folder: str | os.PathLike[str]) -> list[str]:
@@ -132,6 +147,7 @@ def read_slide(
         spot_diameter_um=diameter,
         sources={p.name: slides.sha256(p) for p in paths},
         notes=notes + stray,
+        labels={name: tuple(values[keep]) for name, values in table.labels.items()},
     )
 
 
@@ -145,6 +161,7 @@ class _Table:
     pixel_xy: np.ndarray
     array_xy: np.ndarray | None
     diameter_px: float | None
+    labels: Mapping[str, np.ndarray]
     notes: tuple[str, ...]
 
 
@@ -191,6 +208,7 @@ def _read_table(path: pathlib.Path) -> _Table:
         pixel_xy=pixel_xy[under],
         array_xy=array_xy,
         diameter_px=_diameter_px(uns),
+        labels={name: values[under] for name, values in _labels(obs).items()},
         notes=slides.left_out(int((~under).sum()), "not under tissue (in_tissue is not 1)"),
     )
 
@@ -223,6 +241,26 @@ def _require_raw(path: pathlib.Path, counts: scipy.sparse.csr_array, layers: lis
         f"the largest is {np.nanmax(values):g}",
         fix=fix,
     )
+
+
+def _labels(obs: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Text of the columns of `LABELS` by name, "" where a spot has none.
+
+    Numbers are no labels: a column called "label" may be a score.
+    """
+    found = {}
+    for name in LABELS:
+        if name not in obs:
+            continue
+        column: Any = obs[name]
+        text = pd.api.types.infer_dtype(column, skipna=True) == "string"
+        if not (text or isinstance(column.dtype, pd.CategoricalDtype)):
+            continue
+        known = column.notna().to_numpy(bool)
+        values = np.where(known, column.astype(str).to_numpy(object), "")
+        if (values != "").any():
+            found[name] = values
+    return found
 
 
 def _diameter_px(spatial: Any) -> float | None:

@@ -20,7 +20,7 @@ from jaxtyping import Float16, UInt8
 from PIL import Image
 
 from stemjax import errors
-from stemjax.data import embeddings, images, slides
+from stemjax.data import embeddings, images, no_image, slides
 
 MIN_SIDE_PX = 224
 """Smallest side of a patch in level-0 pixels."""
@@ -63,7 +63,7 @@ def embed_slide(
     """Embeddings of all variants of every spot's patch, rows as in ``slide.barcodes``.
 
     Args:
-      slide: a slide with an image.
+      slide: a slide with an image; one without will do for the encoder ``none``.
       encoder: turns patches into embeddings; is sent to the workers if there are several.
       workers: processes that encode; 1 stays in this one. Changes no number.
       progress: called with spots done, spots in all, and what is being done.
@@ -73,6 +73,8 @@ def embed_slide(
       EncoderMismatchError: the encoder returns another shape than its contract says.
       ConfigError: ``workers`` is below 1.
     """
+    if no_image.is_of(encoder.contract):
+        return np.zeros((slide.n_spots, embeddings.N_VARIANTS, encoder.contract.width), np.float16)
     image = _image(slide)
     if workers < 1:
         raise errors.ConfigError(

@@ -12,11 +12,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from stemjax import errors
-from stemjax.data import builder, integrity, patches, records, slides, splits
+from stemjax.data import builder, integrity, patches, record_files, records, slides, splits
 from stemjax.data import embeddings as embeddings_lib
 from stemjax.data import genes as genes_lib
 
@@ -56,7 +56,7 @@ def prepare(
       n_variable: the most variable genes of each slide that it selects among.
       panel_slides: "train" selects on the slides not in `test`; "all" on every slide, as Stem is
         published, which lets test counts choose the genes.
-      encoder: name of the patch encoder, or an encoder.
+      encoder: name of the patch encoder, or an encoder; ``none`` needs no images.
       shards: shards a slide; None for as few as keep each below 128 MB.
       workers: processes that embed patches.
       progress: called with (slides done, slides in all, what is being done).
@@ -249,18 +249,21 @@ def _is_written(
     folder = builder.slide_folder(out, slide.id) / builder.VERSION
     if not folder.is_dir() or integrity.damage(folder):
         return False
-    info = records.slide_info(records.read_metadata(folder))
+    metadata = records.read_metadata(folder)
+    info = records.slide_info(metadata)
     if info.digest == builder.slide_digest(slide, panel=panel, contract=contract):
         return True
     raise errors.RecordsError(
         f"The records of slide {slide.id} in {out} were made from something else",
-        found="; ".join(_differences(info, slide)) or "another panel, encoder or format",
+        found="; ".join(_differences(info, slide, metadata)) or "another panel, encoder or format",
         fix=f"Give another --out, or remove {folder.parent} to have it written anew (and choose "
         "the panel again if its counts changed)",
     )
 
 
-def _differences(info: builder.SlideInfo, slide: slides.Slide) -> list[str]:
+def _differences(
+    info: builder.SlideInfo, slide: slides.Slide, metadata: Mapping[str, Any]
+) -> list[str]:
     """What of a slide is not as it was when its records were written, in words."""
     found = [
         f"{name} was {getattr(info, name)} and is {getattr(slide, name)}"
@@ -269,4 +272,9 @@ def _differences(info: builder.SlideInfo, slide: slides.Slide) -> list[str]:
     ]
     files = sorted(set(info.sources) | set(slide.sources))
     changed = [name for name in files if info.sources.get(name) != slide.sources.get(name)]
-    return found + [f"file {name} changed" for name in changed]
+    found += [f"file {name} changed" for name in changed]
+    stored = record_files.spot_labels(metadata)
+    names = sorted(set(stored) | set(slide.labels))
+    return found + [
+        f"label {name} changed" for name in names if stored.get(name) != slide.labels.get(name)
+    ]

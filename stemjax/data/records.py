@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,14 +20,16 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from stemjax import errors
-from stemjax.data import builder, integrity
+from stemjax.data import builder, integrity, record_files
 from stemjax.data import embeddings as embeddings_lib
 from stemjax.data import genes as genes_lib
 
 SlideInfo = builder.SlideInfo
 write_slide = builder.write_slide
+slide_folders = record_files.slide_folders
+read_metadata = record_files.read_metadata
+slide_info = record_files.slide_info
 
-AGAIN = "Run `stemjax prepare` again with the same options: it writes only what is missing"
 # Its message classes are made when it is imported: no type checker sees them.
 _messages: Any = tf_example_pb2
 # Records decoded between two requests to the shards: large enough to be read in parallel.
@@ -215,7 +216,7 @@ class Records:
             for slide in chosen:
                 wrong = integrity.damage(self.folders[slide])
                 if wrong:
-                    return _damaged(slide, self.folders[slide], wrong)
+                    return record_files.damaged(slide, self.folders[slide], wrong)
             return errors.RecordsError(
                 f"Reading slides {', '.join(chosen)} failed", found=str(error)
             )
@@ -244,6 +245,15 @@ class Records:
           RecordsError: a slide is unknown or a shard is damaged.
         """
         return (self.load([slide]) for slide in sorted(slide_ids))
+
+    def labels(self, slide_id: str) -> dict[str, tuple[str, ...]]:
+        """Labels of the slide's spots by name, in row order; "" where a spot has none.
+
+        Raises:
+          RecordsError: the slide is unknown, or its metadata are damaged.
+        """
+        self.require(slide_id)
+        return record_files.spot_labels(read_metadata(self.folders[slide_id]))
 
     def thumbnail(self, slide_id: str) -> tuple[np.ndarray, float]:
         """The slide's image, uint8 [h w 3] with at most 1500 pixels a side.
@@ -274,7 +284,7 @@ class Records:
                 continue
             wrong = integrity.damage(self.folders[slide])
             if wrong:
-                raise _damaged(slide, self.folders[slide], wrong)
+                raise record_files.damaged(slide, self.folders[slide], wrong)
             self._checked.add(slide)
 
 
@@ -326,45 +336,6 @@ def open_records(*folders: str | pathlib.Path) -> Records:
         variants=int(ordered[first][2]["variants"]),
         slides={slide: info for slide, (_, info, _) in ordered.items()},
         folders={slide: folder for slide, (folder, _, _) in ordered.items()},
-    )
-
-
-def slide_folders(root: pathlib.Path) -> list[pathlib.Path]:
-    """Version folders of the slides under `root`, sorted; what is still being written is not."""
-    found = (root / builder.DATASET).glob(f"*/{builder.VERSION}")
-    return sorted(folder for folder in found if not folder.parent.name.startswith("."))
-
-
-def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
-    """The metadata of a slide's version folder, once all sizes and small files are checked.
-
-    Raises:
-      RecordsError: files are damaged or missing, or another version of stemjax wrote them.
-    """
-    wrong = integrity.damage(folder, unhashed=builder.SHARD_MARK)
-    if wrong:
-        raise _damaged(folder.parent.name, folder, wrong)
-    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    if metadata.get("format") != builder.FORMAT:
-        raise errors.RecordsError(
-            f"The records in {folder} have another format",
-            expected=f"format {builder.FORMAT}",
-            found=str(metadata.get("format")),
-            fix="Prepare the slides again with this version of stemjax, into another folder",
-        )
-    return metadata
-
-
-def slide_info(metadata: Mapping[str, Any]) -> SlideInfo:
-    """The slide part of a directory's metadata."""
-    stored = dict(metadata["slide"])
-    stored["notes"] = tuple(stored["notes"])
-    return SlideInfo(**stored)
-
-
-def _damaged(slide: str, folder: pathlib.Path, wrong: Sequence[str]) -> errors.RecordsError:
-    return errors.RecordsError(
-        f"The records of slide {slide} in {folder} are damaged: {'; '.join(wrong)}", fix=AGAIN
     )
 
 

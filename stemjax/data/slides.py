@@ -13,6 +13,7 @@ import hashlib
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -27,7 +28,13 @@ from stemjax.data import images
 STRAY_SHARE = 0.05
 """Largest share of a slide's spots that a reader leaves out for lying outside the image."""
 
+UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, ValueError)
+"""What the readers of tables raise on damaged files."""
+
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_LABEL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Columns of a prediction's obs, where labels stand beside them.
+_TAKEN = ("in_tissue", "array_row", "array_col")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +54,9 @@ class Slide:
       spot_diameter_um: diameter of a spot in micrometres.
       sources: SHA-256 of each file read, by file name.
       notes: what a reader left out, in words.
+      labels: what is known of each spot beside its counts, such as a pathologist's region or an
+        expression cluster: one string a spot by the label's name, "" where a spot has none. A name
+        is of letters, digits, ``_ -``, and no column that predictions have of their own.
 
     Raises:
       SlideError: a promise of the module's docstring is broken; the message names the slide.
@@ -66,6 +76,7 @@ class Slide:
     spot_diameter_um: float
     sources: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_id(self.id)
@@ -78,6 +89,7 @@ class Slide:
         _check_coordinates(self)
         _check_scale(self)
         _check_inside(self)
+        object.__setattr__(self, "labels", _checked_labels(self))
 
     @property
     def n_spots(self) -> int:
@@ -171,6 +183,15 @@ def inside_or_few(
 def left_out(n: int, which: str) -> tuple[str, ...]:
     """The note that ``n`` spots were left out; none where ``n`` is 0."""
     return (f"left out {n} {'spot' if n == 1 else 'spots'} {which}",) if n else ()
+
+
+def unreadable(path: pathlib.Path, error: Exception) -> errors.SlideError:
+    """The error of a table that cannot be read, to be raised from one of `UNREADABLE`."""
+    return errors.SlideError(
+        f"{path.name} is damaged or no table of tab-separated columns",
+        found=f"{type(error).__name__}: {error}",
+        fix="Copy or download the file again",
+    )
 
 
 def _lengths(points: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -311,6 +332,32 @@ def _check_inside(slide: Slide) -> None:
         + "({:.0f}, {:.0f})".format(*slide.pixel_xy[outside][0]),
         fix=fix,
     )
+
+
+def _checked_labels(slide: Slide) -> dict[str, tuple[str, ...]]:
+    for name, values in slide.labels.items():
+        if not _LABEL_NAME.fullmatch(name) or name in _TAKEN or name.startswith("stemjax"):
+            raise errors.SlideError(
+                f"slide {slide.id}: a label's name cannot be used",
+                expected="1 to 64 of A-Z a-z 0-9 _ -, none of "
+                + ", ".join(_TAKEN)
+                + " and stemjax...",
+                found=repr(name),
+                fix="Rename the label",
+            )
+        if isinstance(values, str) or len(values) != slide.n_spots:
+            raise errors.SlideError(
+                f"slide {slide.id}: label {name} does not fit {slide.n_spots} spots",
+                expected=f"{slide.n_spots} strings, '' where a spot has none",
+                found=f"one string, {values!r}" if isinstance(values, str) else str(len(values)),
+            )
+        if strange := [value for value in values if not isinstance(value, str)]:
+            raise errors.SlideError(
+                f"slide {slide.id}: label {name} has values that are no text",
+                expected="strings, '' where a spot has none",
+                found=f"{strange[0]!r}",
+            )
+    return {name: tuple(map(str, values)) for name, values in slide.labels.items()}
 
 
 def _outside(xy: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Layout, for a section such as ``B1`` (letters = patient, digits = serial section
     ST-cnts/B1.tsv.gz             raw counts: spots "XxY" (rows) x gene symbols (columns)
     ST-spotfiles/B1_selection.tsv x y new_x new_y pixel_x pixel_y selected
     ST-imgs/B/B1/*.jpg            full-resolution H&E
+    ST-cluster, ST-pat            labels of spots, where there (`stemjax.data.st_labels`)
 
 Counts and positions are joined by the array coordinates, f"{x}x{y}"; a spot in only one of the
 two files is left out and noted. The files do not tell the pixel size: it follows from the spots'
@@ -17,7 +18,6 @@ import gzip
 import os
 import pathlib
 import re
-import zlib
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ import scipy.sparse
 from jaxtyping import Float
 
 from stemjax import errors
-from stemjax.data import images, slides
+from stemjax.data import images, slides, st_labels
 
 SPOT_PITCH_UM = 200.0
 """Distance between the centres of neighbouring spots of the array."""
@@ -36,7 +36,6 @@ SPOT_DIAMETER_UM = 100.0
 
 _COLUMNS = ("x", "y", "pixel_x", "pixel_y")
 _SUFFIXES = (".tsv.gz", ".tsv")
-_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, ValueError)
 
 
 def list_slides(folder: str | os.PathLike[str]) -> list[str]:
@@ -76,7 +75,8 @@ def read_slide(
       The slide; rows in the order of the counts file, ``array_xy`` the integer array coordinates.
 
     Raises:
-      SlideError: a file is missing or damaged, or holds what is no count or position.
+      SlideError: a file is missing or damaged, or holds what is no count or position; a file of
+        labels (which may be missing) is damaged or of another section.
       ImageError: the image is missing or unreadable, or does not hold the spots.
       PixelSizeError: no two spots are neighbours and ``mpp`` is not given.
     """
@@ -106,20 +106,23 @@ def read_slide(
     if mpp is None:
         mpp = slides.pixel_size_from_pitch(array_xy, pixel_xy, SPOT_PITCH_UM)
     keep, stray = slides.inside_or_few(pixel_xy, image)
-    paths = [path for path in (counts_path, spots_path, image_path) if path]
+    barcodes = tuple(spots[i] for i in rows[keep])
+    labelled = st_labels.read_labels(folder, slide_id, barcodes)
+    paths = [path for path in (counts_path, spots_path, image_path, *labelled.paths) if path]
     return slides.Slide(
         id=slide_id,
         patient=patient,
         counts=scipy.sparse.csr_array(values[rows[keep]]),
         genes=genes,
-        barcodes=tuple(spots[i] for i in rows[keep]),
+        barcodes=barcodes,
         array_xy=array_xy[keep],
         pixel_xy=pixel_xy[keep],
         image=image,
         mpp=mpp,
         spot_diameter_um=SPOT_DIAMETER_UM,
         sources={path.name: slides.sha256(path) for path in paths},
-        notes=notes + stray,
+        notes=notes + stray + labelled.notes,
+        labels=labelled.labels,
     )
 
 
@@ -158,8 +161,8 @@ def _read_counts(path: pathlib.Path) -> tuple[list[str], tuple[str, ...], np.nda
         with opener(path, "rt", encoding="utf-8") as file:
             header = file.readline().rstrip("\r\n").split("\t")
             frame = pd.read_csv(file, sep="\t", header=None, index_col=0, low_memory=False)
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    except slides.UNREADABLE as error:
+        raise slides.unreadable(path, error) from error
     # R writes no name above the column of row names, other writers an empty one.
     genes = tuple(header[1:] if len(header) == frame.shape[1] + 1 else header)
     if len(genes) != frame.shape[1]:
@@ -197,8 +200,8 @@ def _read_positions(
         raise errors.SlideError(
             f"there is no {path}", fix="Copy the section's spot selection there"
         ) from error
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    except slides.UNREADABLE as error:
+        raise slides.unreadable(path, error) from error
     if missing := [column for column in _COLUMNS if column not in table]:
         raise errors.SlideError(
             f"{path.name} lacks the columns {', '.join(missing)}",
@@ -230,11 +233,3 @@ def _read_positions(
 def _numbers(column: Any) -> np.ndarray:
     """A column as float64; what is no number is NaN."""
     return np.array(pd.to_numeric(column, errors="coerce"), float)
-
-
-def _unreadable(path: pathlib.Path, error: Exception) -> errors.SlideError:
-    return errors.SlideError(
-        f"{path.name} is damaged or no table of tab-separated columns",
-        found=f"{type(error).__name__}: {error}",
-        fix="Copy or download the file again",
-    )

@@ -145,7 +145,8 @@ def test_field_of_view_within_five_percent(fov_um, same):
 
 
 def test_get_encoder():
-    assert embeddings.get_encoder("texture").contract.name == "texture"
+    for name in ("texture", "none"):
+        assert embeddings.get_encoder(name).contract.name == name
     with pytest.raises(errors.ConfigError, match="texture") as caught:
         embeddings.get_encoder("resnet9000")
     assert "resnet9000" in str(caught.value)

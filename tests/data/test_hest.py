@@ -300,3 +300,25 @@ def test_the_command_prepares_a_hest_folder(folder, tmp_path, capsys):
     np.testing.assert_array_equal(kept.total, slide.counts.toarray().sum(1))
     assert source.slides[ID].patient == "Patient 1"
     assert f"{ID}: 55 spots" in capsys.readouterr().out
+
+
+def test_text_and_categories_of_known_names_are_labels(folder):
+    regions = np.array(["tumour", "stroma"] * 28, object)
+    clusters = pd.Categorical.from_codes([-1, *[0, 1, 2] * 18, 1], ["0", "1", "2"])
+    layers = np.array(["L1", None] * 28, object)
+    columns = {
+        "annotation": regions,
+        "leiden": clusters,
+        "layer": layers,
+        "label": np.linspace(0, 1, 56),  # a score
+        "cluster": pd.Categorical([None] * 56, categories=["a"]),
+        "sample": regions,  # no name of a label
+    }
+    write(folder, table(**columns))
+    slide = hest.read_slide(folder, ID)
+    kept = [i for i in range(56) if i != 3]
+    assert slide.labels == {
+        "annotation": tuple(regions[kept]),
+        "layer": tuple(layers[i] or "" for i in kept),
+        "leiden": tuple(["", *["0", "1", "2"] * 18, "1"][i] for i in kept),
+    }

@@ -210,3 +210,29 @@ def test_sha256_is_of_the_bytes(tmp_path):
     data = np.random.default_rng(0).bytes(3_000_000)
     (tmp_path / "x.bin").write_bytes(data)
     assert slides.sha256(tmp_path / "x.bin") == hashlib.sha256(data).hexdigest()
+
+
+def test_labels_are_strings_in_the_spots_order():
+    regions = ["tumour", "", *["stroma"] * 34]
+    slide = slides.Slide(**fields(labels={"pathologist": np.array(regions), "leiden_0-5": regions}))
+    assert slide.labels == {"pathologist": tuple(regions), "leiden_0-5": tuple(regions)}
+    assert {type(value) for value in slide.labels["pathologist"]} == {str}
+    assert slides.Slide(**fields()).labels == {}
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ({"pathologist": ("tumour",) * 35}, "A1: label pathologist.*expected 36 .*found 35"),
+        ({"pathologist": "t" * 36}, "A1: label pathologist does not fit.*one string"),
+        ({"cluster": (*["a"] * 35, 3)}, "A1: label cluster has values that are no text.*found 3"),
+        ({"cluster": (*["a"] * 35, None)}, "A1: label cluster has values.*found None"),
+        ({"a/b": ("",) * 36}, "A1: a label's name.*'a/b'"),
+        ({"": ("",) * 36}, "A1: a label's name.*''"),
+        ({"array_row": ("",) * 36}, "A1: a label's name.*'array_row'"),
+        ({"stemjax_nll": ("",) * 36}, "A1: a label's name.*'stemjax_nll'"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, text):
+    with pytest.raises(errors.SlideError, match=text):
+        slides.Slide(**fields(labels=labels))
