@@ -10,6 +10,8 @@ and a gene that none measured comes out as NaN.
 - ceilings: `noise_ceiling`, `poisson_mse`, from the test slide's counts.
 - rivals on the same embeddings: `ridge`, `hest_probe`, `embedding_knn`, and
   `stemjax.eval.baselines.perceptron` (its import brings in JAX and Flax).
+- recovery of hidden spots from measured ones of the same slide: `recovery_rows` with
+  `nearest_measured_mean`, `kriging` and `component_kriging`.
 - spread: `climatology`, `normal_residuals`, and what kNN and MLP bring along.
 """
 
@@ -37,6 +39,14 @@ from stemjax.eval.baselines.linear import (
     ridge_held_out,
 )
 from stemjax.eval.baselines.neighbours import NEIGHBOURS, EmbeddingKnn, embedding_knn
+from stemjax.eval.baselines.recovery import RECOVERY_ROWS, Recovered, recovery_rows
+from stemjax.eval.baselines.smoothing import (
+    Kriging,
+    SharedKernel,
+    component_kriging,
+    kriging,
+    nearest_measured_mean,
+)
 from stemjax.eval.baselines.spread import QUANTILE_LEVELS, climatology, normal_residuals
 
 __all__ = [
@@ -44,14 +54,19 @@ __all__ = [
     "FLOORS",
     "NEIGHBOURS",
     "QUANTILE_LEVELS",
+    "RECOVERY_ROWS",
     "ROWS",
     "SEES_TEST",
     "SLOW",
     "Ceiling",
     "EmbeddingKnn",
     "Fitted",
+    "Kriging",
+    "Recovered",
     "Ridge",
+    "SharedKernel",
     "climatology",
+    "component_kriging",
     "constant_mean",
     "coordinates_knn",
     "depth_oracle",
@@ -59,11 +74,14 @@ __all__ = [
     "fit",
     "held_out_pcc",
     "hest_probe",
+    "kriging",
+    "nearest_measured_mean",
     "neighbour_mean",
     "noise_ceiling",
     "normal_residuals",
     "poisson_again",
     "poisson_mse",
+    "recovery_rows",
     "ridge",
     "ridge_folds",
     "ridge_held_out",

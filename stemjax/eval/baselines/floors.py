@@ -72,7 +72,7 @@ def coordinates_knn(
     for genes, rows in masks.measured_alike(mask):
         tree = spatial.KDTree(xy[rows])
         target = np.asarray(y, np.float64)[np.ix_(rows, genes)]
-        near = _as_near_as_kth(tree, test_xy, min(k, len(rows)))
+        near = as_near_as_kth(tree, test_xy, min(k, len(rows)))
         pred[:, genes] = [target[np.sort(found)].mean(axis=0) for found in near]
     return pred
 
@@ -113,7 +113,7 @@ def neighbour_mean(
         # The spot itself is among the nearest where it is measured, so one more is looked for.
         inside = own >= 0
         for spots, wanted in ((np.flatnonzero(inside), k + 1), (np.flatnonzero(~inside), k)):
-            found = _as_near_as_kth(tree, xy[spots], min(wanted, len(rows))) if spots.size else ()
+            found = as_near_as_kth(tree, xy[spots], min(wanted, len(rows))) if spots.size else ()
             for spot, near in zip(spots, found, strict=True):
                 others = np.array([i for i in sorted(near) if i != own[spot]], int)
                 if others.size:
@@ -121,7 +121,16 @@ def neighbour_mean(
     return pred
 
 
-def _as_near_as_kth(tree: spatial.KDTree, xy: np.ndarray, k: int) -> list[list[int]]:
-    """Rows of the tree within the distance of the k-th nearest, for each position."""
+def as_near_as_kth(
+    tree: spatial.KDTree, xy: Float[np.ndarray, "q 2"], k: int, *, slack: float = _ROUNDING
+) -> list[list[int]]:
+    """Rows of the tree within the distance of the k-th nearest, for each position.
+
+    Args:
+      tree: the positions to choose from, at least k.
+      xy: where to look.
+      k: how many are wanted; more come back where several are as near as the k-th.
+      slack: how much farther, relative to the k-th, still counts as near as it.
+    """
     nearest = tree.query(xy, k=k)[0].reshape(len(xy), -1)[:, -1]
-    return list(tree.query_ball_point(xy, nearest * (1 + _ROUNDING) + _ROUNDING))
+    return list(tree.query_ball_point(xy, nearest * (1 + slack) + _ROUNDING))
