@@ -18,7 +18,7 @@ import functools
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Any, cast
 
 import harness
 import jax
@@ -149,7 +149,8 @@ def experiment(process: str, **model: Any) -> config.Experiment:
 def make_task(process: str, **model: Any) -> tasks.DiffusionTask:
     """Returns the task of a process's network; ``model`` may change dtype and attention."""
     found = experiment(process, **model)
-    return config.make_task(found, genes=GENES, condition=len(synthetic.STATES))
+    made = config.make_task(found, genes=GENES, condition=len(synthetic.STATES))
+    return cast(tasks.DiffusionTask, made)
 
 
 @functools.cache

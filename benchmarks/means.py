@@ -20,7 +20,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import harness
 import jax
@@ -100,7 +100,7 @@ def train(world: samplers.World, options: dict[str, Any], *, updates: int) -> Tr
         if update is None:
             update = steps.compile_update(step, layout, state, given)
         state, _ = update(state, given)
-    return Trained(task=task, params=state.ema)
+    return Trained(task=cast(tasks.DiffusionTask, task), params=state.ema)
 
 
 type Draw = Callable[[tasks.Sampling, int], np.ndarray]

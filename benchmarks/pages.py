@@ -36,6 +36,9 @@ SCRIPTS = {
     "parallel": "parallel",
     "peers": "peers.tables",
     "frontier": "frontier",
+    "recovery": "recovery",
+    "field": "field",
+    "domains": "domains",
 }
 """What a result's name begins with -> the module in benchmarks/ that has its ``tables``."""
 COMPOSED = {"headline": ("peers", "frontier")}

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from stemjax import config
-from stemjax.models import stem
+from stemjax.models import histosge, stem
 
 VECTORS = 26
 """Vectors of the network's width that a token's way through a block reads and writes.
@@ -56,6 +56,7 @@ def work(experiment: config.Experiment, *, genes: int, condition: int, rows: int
       rows: evaluations computed together, which share the reading of the weights.
     """
     shape = config.network_shape(experiment, genes=genes, condition=condition)
+    assert not isinstance(shape, histosge.HisToSGEConfig), "of denoisers alone"
     # A lite network without latents is one token; what its profile itself moves is left out.
     tokens = genes if isinstance(shape, stem.StemConfig) else max(1, shape.latents)
     init = config.make_task(experiment, genes=genes, condition=condition).init

@@ -30,6 +30,15 @@ class Batch(TypedDict):
       progress: share of the run that is done, the same in each row, [b] float32; the train step
         adds it for losses that change in the course of a run.
       teacher: weights that the run started from, for losses that ask them; not rows.
+
+    A row of a network of windows is a window of l spots (`stemjax.data.windows`): cond, x0 and mask
+    are [b l ...] then, and there are besides
+
+      xy: where each spot lies, in um, [b l 2].
+      place: its array column and row, [b l 2].
+      present: 1 where there is a spot, [b l].
+      asked: 1 where its expression is asked for, [b l].
+      shown: 1 where its expression may be seen, [b l].
     """
 
     cond: Array
@@ -37,3 +46,8 @@ class Batch(TypedDict):
     mask: Array
     progress: NotRequired[Array]
     teacher: NotRequired[Params]
+    xy: NotRequired[Array]
+    place: NotRequired[Array]
+    present: NotRequired[Array]
+    asked: NotRequired[Array]
+    shown: NotRequired[Array]

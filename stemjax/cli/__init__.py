@@ -18,10 +18,13 @@ from stemjax.cli import (
     calibrate,
     compare,
     demo,
+    densify,
+    domains,
     evaluate,
     exchange,
     predict,
     prepare,
+    recover,
     report,
     split,
     train,
@@ -30,14 +33,18 @@ from stemjax.cli import (
 NOTICE = "Research use only. Not for clinical or diagnostic use."
 
 _COMPILE = ("demo", "train", "calibrate", "predict", "evaluate", "report", "bench")
+_COMPILE += ("recover", "densify")
 """Commands that run networks."""
+
+_CONFIGURED = ("train", "recover")
+"""Commands that take keys of a configuration."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command and returns its exit code."""
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command != "train":
+    if rest and args.command not in _CONFIGURED:
         parser.error(f"unknown argument {rest[0]}; see stemjax {args.command} --help")
     try:
         with _plain_log():
@@ -88,6 +95,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (demo, prepare, split, train, calibrate, predict):
+        command.add(commands)
+    for command in (recover, densify, domains):
         command.add(commands)
     for command in (evaluate, report, compare, bench, exchange):
         command.add(commands)

@@ -7,7 +7,7 @@ experiment is data and is never executed.
 """
 
 from stemjax.config.building import flops_per_evaluation, make_task, network_shape
-from stemjax.config.schema import Data, Diffusion, Experiment, Model, Optim, Train
+from stemjax.config.schema import Data, Diffusion, Experiment, Model, Optim, Train, Window
 from stemjax.config.values import as_json, default_config, differences, digest, resolve
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Model",
     "Optim",
     "Train",
+    "Window",
     "as_json",
     "default_config",
     "differences",

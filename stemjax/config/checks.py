@@ -6,6 +6,7 @@ import dataclasses
 
 from stemjax import errors
 from stemjax.config.schema import Data, Diffusion, Experiment, Model
+from stemjax.config.window_checks import check_window
 
 
 def check(experiment: Experiment) -> None:
@@ -59,6 +60,7 @@ def check(experiment: Experiment) -> None:
             "config.optim.ema", expected="at least 0 and below 1", found=str(optim.ema)
         )
     _check_model(experiment.model)
+    check_window(experiment)
 
 
 def _check_model(model: Model) -> None:
@@ -68,7 +70,8 @@ def _check_model(model: Model) -> None:
             expected="0 or more" if model.kind == "lite" else "0: only the kind lite has latents",
             fix="" if model.kind == "lite" else "set config.model.kind=lite",
         )
-    has_heads = model.kind == "stem" or model.latents
+    # A head of HisToSGE may have a width of its own.
+    has_heads = (model.kind != "lite" or model.latents) and not model.head_width
     if has_heads and model.width % model.heads:
         raise errors.ConfigError(
             f"config.model.width={model.width}",

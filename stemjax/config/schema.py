@@ -27,6 +27,14 @@ class Data:
         step is handed row numbers alone), ``ram``, ``stream`` (read from disk at every step), or
         ``auto``: the first of these where they fit; on a CPU the device is the RAM.
       allow_seen_panel: accept a test slide on which the gene panel was selected.
+      recover: slides of which a share of the spots is hidden, to be recovered from the others,
+        comma-separated; their measured spots train. The panel may have been chosen on them.
+      train: slides that train, comma-separated; by default every slide that has no other role, but
+        none beside those of ``recover``.
+      hide: what is hidden of them, single ``spots`` or whole ``blocks``.
+      hide_share: share of the spots that is hidden.
+      hide_seed: chooses them.
+      hide_block: side of a block, in distances between neighbouring spots.
     """
 
     records: str = ""
@@ -41,14 +49,23 @@ class Data:
     augment: bool = True
     residence: Literal["auto", "ram", "stream", "device"] = "auto"
     allow_seen_panel: bool = False
+    recover: str = ""
+    train: str = ""
+    hide: Literal["spots", "blocks"] = "spots"
+    hide_share: float = 0.5
+    hide_seed: int = 0
+    hide_block: float = 5.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """Kind, size and precision of the denoiser.
+    """Kind, size and precision of the network.
 
-    ``kind`` is ``stem``, a token a gene (`stemjax.models.stem.StemConfig`), or ``lite``, the whole
-    profile through one vector or through so many ``latents`` (`stemjax.models.lite.LiteConfig`).
+    ``kind`` is ``stem``, a token a gene (`stemjax.models.stem.StemConfig`), ``lite``, the whole
+    profile through one vector or through so many ``latents`` (`stemjax.models.lite.LiteConfig`), or
+    one that is no denoiser and predicts a mean from the spots around: ``histosge`` and
+    ``histosge_published`` (`stemjax.models.histosge.HisToSGEConfig`; ``head_width`` is theirs, 0
+    divides the width among the heads).
     ``remat`` is the older spelling of ``train.remat = "blocks"``, which stored experiments have.
     """
 
@@ -59,8 +76,49 @@ class Model:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     attention: Literal["auto", "xla", "cudnn", "flash"] = "auto"
-    kind: Literal["stem", "lite"] = "stem"
+    kind: Literal["stem", "lite", "histosge", "histosge_published"] = "stem"
     latents: int = 0
+    head_width: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """Which other spots of its slide a spot is predicted from, and the network that does it.
+
+    Attributes:
+      kind: ``none``; ``neighbours``, the measured spots nearest to it; or ``rows``, consecutive
+        rows of the slide, as HisToSGE is published with.
+      length: spots in a window, the spot itself included.
+      hide: largest share of a window's measured spots that training hides at random; it differs
+        from window to window, evenly from 0 on.
+      noise: standard deviation of the noise that training adds to the expression that tokens see,
+        in the model's space.
+      condition_noise: the same for the embeddings that tokens see.
+      kernels: weighted means of the measured profiles that the network mixes.
+      members: networks that are trained side by side and averaged.
+      bag: share of the spots that each member is not trained on, which tells Stem with neighbours
+        what a mean leaves where it has not seen the spot.
+      width: of Stem with neighbours, the width of the network that gives its mean, which is a
+        ``histosge`` of one layer (where that is the whole model, ``model`` has its size).
+      reaches: of Stem with neighbours, reaches in um of the Gaussian-weighted means of the measured
+        neighbours that its condition holds, comma-separated.
+    """
+
+    kind: Literal["none", "neighbours", "rows"] = "none"
+    length: int = 25
+    hide: float = 0.5
+    noise: float = 0.0
+    condition_noise: float = 0.0
+    kernels: int = 8
+    members: int = 1
+    bag: float = 0.0
+    width: int = 32
+    reaches: str = "100,200,400"
+
+    @property
+    def reaches_um(self) -> tuple[float, ...]:
+        """The reaches as numbers."""
+        return tuple(float(name) for name in split_names(self.reaches))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,6 +231,7 @@ class Experiment:
     seed: int = 0
     data: Data = Data()
     model: Model = Model()
+    window: Window = Window()
     diffusion: Diffusion = Diffusion()
     optim: Optim = Optim()
     train: Train = Train()
@@ -181,6 +240,11 @@ class Experiment:
     def val_slides(self) -> tuple[str, ...]:
         """Slides held out for choices."""
         return split_names(self.data.val)
+
+    @property
+    def recover_slides(self) -> tuple[str, ...]:
+        """Slides of which a share of the spots is hidden."""
+        return split_names(self.data.recover)
 
     @property
     def test_slides(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import jax
 import numpy as np
@@ -25,7 +25,9 @@ from stemjax import typing as st
 from stemjax.data import records as records_lib
 from stemjax.data import resident
 from stemjax.data import space as space_lib
+from stemjax.data.laid import Laid
 from stemjax.data.schedule import Schedule, made_ahead
+from stemjax.data.shown import Shown
 
 
 class View(Protocol):
@@ -77,7 +79,7 @@ class HostView:
     def show(self, table: Mapping[str, Any], handed: Mapping[str, Any]) -> st.Batch:
         """The batch, which is what was handed over."""
         del table
-        return st.Batch(cond=handed["cond"], x0=handed["x0"], mask=handed["mask"])
+        return cast(st.Batch, dict(handed))
 
 
 class ResidentView(HostView):
@@ -86,12 +88,22 @@ class ResidentView(HostView):
     Args:
       table: the rows; its embeddings are kept as they are (float16, all variants), not copied.
       space: the model's space; expression is encoded once, here.
+      windows: what a row of a batch is, for networks of windows; None is a spot.
       ahead: batches that the iterator makes ahead of use.
     """
 
-    def __init__(self, table: records_lib.Table, space: space_lib.Space, *, ahead: int = 2) -> None:
+    def __init__(
+        self,
+        table: records_lib.Table,
+        space: space_lib.Space,
+        *,
+        windows: Laid | None = None,
+        ahead: int = 2,
+    ) -> None:
         self.n, self.variants = table.embeddings.shape[:2]
-        self._space, self._ahead = space, ahead
+        if windows is not None:
+            self.n = windows.windows.n
+        self._space, self._ahead, self._windows = space, ahead, windows
         self._embeddings = table.embeddings
         self._x0 = space.encode_expression(table.counts, table.total, table.mask)
         self._mask = table.mask
@@ -106,6 +118,13 @@ class ResidentView(HostView):
         """
         schedule.require_fit(self.n, self.variants)
         rows, variants = schedule.local(step, process_index, process_count)
+        if self._windows is not None:
+            index = self._windows.windows.index[rows]
+            found = np.maximum(index, 0)
+            cond = self._space.encode_condition(self._embeddings[found, variants[:, None]])
+            return self._windows.batch(
+                rows, cond=cond, x0=self._x0[found], mask=self._mask[found].astype(np.float32)
+            )
         return st.Batch(
             cond=self._space.encode_condition(self._embeddings[rows, variants]),
             x0=self._x0[rows],
@@ -143,6 +162,8 @@ class StreamingView(HostView):
       records: the record directories.
       slide_ids: the slides whose rows are read.
       space: the model's space.
+      shown: which of their rows, where not all are.
+      windows: what a row of a batch is, for networks of windows; None is a spot.
       threads: threads that read and decode; 0 reads in the calling thread.
       ahead: batches kept ready.
 
@@ -156,12 +177,17 @@ class StreamingView(HostView):
         slide_ids: Sequence[str],
         space: space_lib.Space,
         *,
+        shown: Shown | None = None,
+        windows: Laid | None = None,
         threads: int = 2,
         ahead: int = 8,
     ) -> None:
-        self._source = records.source(slide_ids)
+        self._source = records.source(slide_ids) if shown is None else shown
         self.n, self.variants = len(self._source), records.variants
+        if windows is not None:
+            self.n = windows.windows.n
         self._space, self._threads, self._ahead = space, threads, ahead
+        self._windows = windows
 
     def batch_at(
         self, schedule: Schedule, step: int, process_index: int = 0, process_count: int = 1
@@ -174,7 +200,19 @@ class StreamingView(HostView):
         """
         schedule.require_fit(self.n, self.variants)
         rows, variants = schedule.local(step, process_index, process_count)
-        return self._space.batch(self._source.gather(rows), variants)
+        if self._windows is None:
+            return self._space.batch(self._source.gather(rows), variants)
+        index = self._windows.windows.index[rows]
+        # Windows overlap: each row is read and decoded once.
+        wanted, place = np.unique(np.maximum(index, 0), return_inverse=True)
+        table, place = self._source.gather(wanted), place.reshape(index.shape)
+        encoded = self._space.encode_expression(table.counts, table.total, table.mask)
+        return self._windows.batch(
+            rows,
+            cond=self._space.encode_condition(table.embeddings[place, variants[:, None]]),
+            x0=encoded[place],
+            mask=table.mask[place].astype(np.float32),
+        )
 
     def batches(
         self,
@@ -207,6 +245,8 @@ def choose_view(
     budget_bytes: int | None = None,
     device_bytes: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
+    shown: Shown | None = None,
+    windows: Laid | None = None,
 ) -> ResidentView | StreamingView | resident.DeviceView:
     """A view of the slides' rows: on the devices or in RAM where they fit, else streamed.
 
@@ -220,6 +260,8 @@ def choose_view(
       device_bytes: memory of each device that "auto" may fill; None takes half of what an
         accelerator has, and nothing of a CPU, whose memory is the RAM.
       sharding: where the table lies, whole on every device of a mesh; None is one device.
+      shown: which rows of the slides are trained on, where not all are.
+      windows: what a row of a batch is, for networks of windows; None is a spot.
 
     Raises:
       ConfigError: `residence` is none of the four.
@@ -240,11 +282,11 @@ def choose_view(
             fits = resident.table_bytes(records, slide_ids) <= room
             residence = "device" if fits else "ram"
     if residence == "stream":
-        return StreamingView(records, slide_ids, space)
-    table = records.load(slide_ids)
+        return StreamingView(records, slide_ids, space, shown=shown, windows=windows)
+    table = records.load(slide_ids) if shown is None else shown.load()
     if residence == "device":
-        return resident.DeviceView(table, space, sharding=sharding)
-    return ResidentView(table, space)
+        return resident.DeviceView(table, space, windows=windows, sharding=sharding)
+    return ResidentView(table, space, windows=windows)
 
 
 def resident_bytes(records: records_lib.Records, slide_ids: Sequence[str]) -> int:

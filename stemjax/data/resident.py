@@ -10,7 +10,7 @@ bytes a spot, expression and mask 5 g.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import numpy as np
 from stemjax import typing as st
 from stemjax.data import records as records_lib
 from stemjax.data import space as space_lib
+from stemjax.data.laid import Laid
 from stemjax.data.schedule import Schedule, made_ahead
 
 
@@ -29,11 +30,13 @@ class DeviceView:
       n: rows.
       variants: variants of each row's embedding.
       table: ``cond`` [n v c] float16, ``x0`` [n g] float32, ``mask`` [n g] uint8, and ``mean`` and
-        ``std`` of the condition, [c] float32.
+        ``std`` of the condition, [c] float32; for windows also ``index`` and ``asked`` [w l], and
+        ``xy`` and ``place`` [n 2] float32.
 
     Args:
       table: the rows, on the host; may be let go of afterwards.
       space: the model's space; expression is encoded once, here.
+      windows: what a row of a batch is, for networks of windows; None is a spot.
       sharding: where the table lies, whole on every device; None is one device.
       ahead: steps whose numbers the iterator makes ahead of use.
     """
@@ -43,11 +46,12 @@ class DeviceView:
         table: records_lib.Table,
         space: space_lib.Space,
         *,
+        windows: Laid | None = None,
         sharding: jax.sharding.Sharding | None = None,
         ahead: int = 8,
     ) -> None:
         self.n, self.variants = table.embeddings.shape[:2]
-        self._ahead = ahead
+        self._ahead, self._windowed = ahead, windows is not None
         where = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         host = {
             "cond": table.embeddings,
@@ -56,6 +60,14 @@ class DeviceView:
             "mean": space.condition.mean,
             "std": space.condition.std,
         }
+        if windows is not None:
+            self.n = windows.windows.n
+            host |= {
+                "index": windows.windows.index,
+                "asked": windows.windows.asked,
+                "xy": windows.positions.xy_um.astype(np.float32),
+                "place": windows.positions.place.astype(np.float32),
+            }
         self.table = {name: _placed(values, where) for name, values in host.items()}
 
     def show(self, table: Mapping[str, Any], handed: Mapping[str, Any]) -> st.Batch:
@@ -64,17 +76,28 @@ class DeviceView:
         The arithmetic is `Space.encode_condition`'s, in float32: equal bits on a CPU; on an
         accelerator a division may differ in the last bit.
         """
-        rows = handed["row"]
+        rows, variants = handed["row"], handed["variant"]
+        present = asked = None
+        if self._windowed:
+            asked, rows = table["asked"][rows], table["index"][rows]
+            present, variants = rows >= 0, jnp.broadcast_to(variants[:, None], rows.shape)
+            rows = jnp.maximum(rows, 0)
 
         def at(name: str, *where: jax.Array) -> jax.Array:
             # The schedule's numbers are in range; checking them would touch every value gathered.
             return table[name].at[where].get(mode="promise_in_bounds").astype(jnp.float32)
 
-        cond = at("cond", rows, handed["variant"])
+        cond = at("cond", rows, variants)
         mean, std = (jnp.broadcast_to(table[name], cond.shape) for name in ("mean", "std"))
         # XLA multiplies by the reciprocal of what it sees is repeated, which rounds once more.
         cond = (cond - mean) / jax.lax.optimization_barrier(std)
-        return st.Batch(cond=cond, x0=at("x0", rows), mask=at("mask", rows))
+        batch = {"cond": cond, "x0": at("x0", rows), "mask": at("mask", rows)}
+        if present is None or asked is None:
+            return cast(st.Batch, batch)
+        batch |= {"xy": at("xy", rows), "place": at("place", rows)}
+        batch = {name: jnp.where(present[..., None], v, 0.0) for name, v in batch.items()}
+        marks = {"present": present, "asked": asked & present, "shown": present & ~asked}
+        return cast(st.Batch, batch | {k: v.astype(jnp.float32) for k, v in marks.items()})
 
     def batch_at(
         self, schedule: Schedule, step: int, process_index: int = 0, process_count: int = 1

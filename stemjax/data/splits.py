@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from stemjax import errors
 
 type Kind = Literal[
-    "interpolation within a patient", "new patient", "patient unknown", "no test slide"
+    "interpolation within a patient",
+    "new patient",
+    "patient unknown",
+    "no test slide",
+    "recovery within a slide",
 ]
 
 ROLES = ("train", "val", "test")
@@ -31,18 +36,25 @@ class Split:
       train: slides that weights are fitted on, sorted.
       val: slides that choices (early stopping, hyper-parameters) are made on, sorted.
       test: slides that only the final numbers look at, sorted.
-      patients: patient of each slide of the three, None where it is unknown.
+      patients: patient of each slide of the four, None where it is unknown.
+      recover: slides of which some spots train and the others are to be recovered, sorted.
     """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
     patients: Mapping[str, str | None]
+    recover: tuple[str, ...] = ()
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """Slides whose spots, all or some, weights are fitted on, sorted."""
+        return tuple(sorted({*self.train, *self.recover}))
 
     @property
     def shared_patients(self) -> tuple[str, ...]:
         """Patients of test slides who also have a training or validation slide, sorted."""
-        seen = {self.patients[slide] for slide in self.train + self.val}
+        seen = {self.patients[slide] for slide in self.fitted + self.val}
         return tuple(sorted({p for p in map(self.patients.get, self.test) if p and p in seen}))
 
     @property
@@ -54,10 +66,10 @@ class Split:
         patients are known.
         """
         if not self.test:
-            return "no test slide"
+            return "recovery within a slide" if self.recover else "no test slide"
         if self.shared_patients:
             return "interpolation within a patient"
-        if any(self.patients[slide] is None for slide in self.train + self.val + self.test):
+        if any(self.patients[slide] is None for slide in self.fitted + self.val + self.test):
             return "patient unknown"
         return "new patient"
 
@@ -70,8 +82,8 @@ class Split:
         found = []
         for patient in self.shared_patients:
             sides = []
-            for role in ("test", "train", "val"):
-                own = [s for s in getattr(self, role) if self.patients[s] == patient]
+            for role, slides in (("test", self.test), ("train", self.fitted), ("val", self.val)):
+                own = [s for s in slides if self.patients[s] == patient]
                 sides += [f"{role} {' '.join(own)}"] if own else []
             found.append(f"patient {patient}: {', '.join(sides)}")
         return tuple(found)
@@ -89,19 +101,25 @@ def make_split(
     *,
     test: Sequence[str] = (),
     val: Sequence[str] = (),
+    recover: Sequence[str] = (),
+    train: Sequence[str] = (),
 ) -> Split:
-    """Split with every slide of `patients` that is neither in `test` nor in `val` in training.
+    """Split with every slide of `patients` that has no other role in training.
 
     Args:
       patients: every known slide with its patient, None where unknown.
       test: slides held out for the final numbers.
       val: slides held out for choices.
+      recover: slides that train with some of their spots; then no slide but those of ``train``
+        trains beside them.
+      train: slides that train, where not every other one does.
 
     Raises:
-      SplitError: a slide is unknown, named twice, in both lists, or none is left to train on.
+      SplitError: a slide is unknown, named twice, in two lists, or none is left to train on.
     """
     known = tuple(patients)
-    for role, slides in (("test", test), ("val", val)):
+    named = {"test": test, "val": val, "recover": recover, "train": train}
+    for role, slides in named.items():
         for slide in slides:
             require_known(slide, known, where=f"The {role} slides")
         twice = sorted({slide for slide in slides if list(slides).count(slide) > 1})
@@ -110,28 +128,32 @@ def make_split(
                 f"The {role} slides name {', '.join(twice)} more than once",
                 fix="Name each slide once",
             )
-    both = sorted(set(test) & set(val))
-    if both:
-        raise errors.SplitError(
-            f"{', '.join(both)} would be both a test and a val slide",
-            fix="Leave each slide in one of the two lists: choices made on a test slide leak",
-        )
-    held = dict.fromkeys(test, "test") | dict.fromkeys(val, "val")
-    return split_by_role({slide: held.get(slide, "train") for slide in known}, patients)
+    for first, second in itertools.combinations(named, 2):
+        both = sorted(set(named[first]) & set(named[second]))
+        if both:
+            raise errors.SplitError(
+                f"{', '.join(both)} would be both a {first} and a {second} slide",
+                fix="Leave each slide in one of the lists: choices made on a test slide leak",
+            )
+    rest = "train" if not (recover or train) else "none"
+    roles = {slide: role for role, slides in named.items() for slide in slides}
+    roles = {slide: roles.get(slide, rest) for slide in known}
+    return split_by_role({k: v for k, v in roles.items() if v != "none"}, patients)
 
 
 def split_by_role(roles: Mapping[str, str], patients: Mapping[str, str | None]) -> Split:
     """Split in which each slide has the role given; slides without a role take no part.
 
     Args:
-      roles: role of each slide, one of `ROLES`.
+      roles: role of each slide, one of `ROLES` or ``recover``.
       patients: patient of each of them, None where unknown; of others too, which are left out.
 
     Raises:
       SplitError: no slide is left to train on.
     """
-    by_role = {name: sorted(s for s, role in roles.items() if role == name) for name in ROLES}
-    if not by_role["train"]:
+    names = (*ROLES, "recover")
+    by_role = {name: sorted(s for s, role in roles.items() if role == name) for name in names}
+    if not by_role["train"] and not by_role["recover"]:
         raise errors.SplitError(
             "No training slide is left",
             expected="at least one slide in neither test nor val",
@@ -143,6 +165,7 @@ def split_by_role(roles: Mapping[str, str], patients: Mapping[str, str | None]) 
         train=tuple(by_role["train"]),
         val=tuple(by_role["val"]),
         test=tuple(by_role["test"]),
+        recover=tuple(by_role["recover"]),
         patients={slide: patients[slide] for slide in sorted(roles)},
     )
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from stemjax.eval import joining
+from stemjax.eval import joining, recovered
 
 if TYPE_CHECKING:
     from stemjax.eval import slide_rows
@@ -57,7 +57,10 @@ def find(each: Sequence[slide_rows.Evaluated], result: Mapping[str, Any]) -> lis
 def _split(one: slide_rows.Evaluated) -> list[Alert]:
     kind, sentence = one.split
     found = []
-    if kind.endswith("slide"):
+    if kind == "recovery within a slide":
+        text = f"{sentence}. It says nothing of a slide without measurements."
+        found.append(Alert(level="note", title="recovery within a slide", text=text))
+    elif kind.endswith("slide"):
         found.append(Alert(level="error", title="not a test slide", text=f"{sentence}."))
     elif kind == "interpolation within a patient":
         text = f"Slide {one.joined.slide}: {sentence}. This is no prediction for a new patient."
@@ -65,14 +68,21 @@ def _split(one: slide_rows.Evaluated) -> list[Alert]:
     elif kind != "new patient":
         text = f"Slide {one.joined.slide}: {sentence}."
         found.append(Alert(level="warning", title="patients unknown", text=text))
-    if one.joined.slide in one.panel_slides:
+    if one.joined.context is None and recovered.sees_others(one.joined.about):
+        text = f"Each spot of {one.joined.slide} is predicted from the measured spots around it, "
+        text += "which the rivals on its image do not see; set it beside the neighbour mean."
+        title = "predicted from the slide's own spots"
+        found.append(Alert(level="warning", title=title, text=text))
+    if one.joined.slide in one.panel_slides and one.joined.context is None:
         text = f"The counts of {one.joined.slide} helped to choose the genes."
         found.append(Alert(level="warning", title="panel chosen on the test slide", text=text))
     about = one.joined.about
     if not one.joined.ours:
         text = f"{one.joined.slide}: X is taken to be {joining.VALUE_SPACES[about['value_space']]}."
         found.append(Alert(level="note", title="another tool's prediction", text=text))
-    if about.get("train_slides_assumed") and about["train_slides"]:
+    # The rivals of hidden spots are fitted on the slide's measured ones.
+    assumed = about.get("train_slides_assumed") and one.joined.context is None
+    if assumed and about["train_slides"]:
         text = f"The rivals of {one.joined.slide} are fitted on all other slides of the truth: the "
         text += "prediction does not say which slides it was trained on."
         found.append(Alert(level="note", title="training slides assumed", text=text))

@@ -191,6 +191,7 @@ def _slide(
         "split_kind": one.split[0],
         "split": one.split[1],
         "spots": len(truth.barcodes),
+        "all_spots": one.all_spots,
         "genes": {
             "panel": len(joined.genes),
             "scored": np.sum(~np.isnan(pcc)),

@@ -17,7 +17,7 @@ import scipy.sparse
 
 from stemjax import errors
 from stemjax.data import records as spot_records
-from stemjax.eval import metrics
+from stemjax.eval import metrics, recovered
 from stemjax.eval import truth as truths
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Joined:
       draws: single draws, [n l g], or None.
       intervals: lower and upper end, [l g] each, of the calibrated central interval by level.
       truth: the slide's measurements; its rows and columns are those of all of the above.
+      context: what the prediction was shown, where only hidden spots are scored; else None.
       about: what the prediction says of itself, ``uns["stemjax"]``, or what was said of it.
       ours: whether stemjax made it.
       absent: spots and genes of the truth that the prediction lacks, by ``spots`` and ``genes``.
@@ -71,6 +72,7 @@ class Joined:
     draws: np.ndarray | None
     intervals: Mapping[float, tuple[np.ndarray, np.ndarray]]
     truth: truths.Truth
+    context: truths.Truth | None
     about: Mapping[str, Any]
     ours: bool
     absent: Mapping[str, tuple[str, ...]]
@@ -214,15 +216,24 @@ def _place(entries: Sequence[str], what: str, name: str) -> dict[str, int]:
 
 
 def _match(
-    have: Sequence[str], want: Sequence[str], what: str, name: str, *, whole: bool
+    have: Sequence[str],
+    want: Sequence[str],
+    what: str,
+    name: str,
+    *,
+    whole: bool,
+    more: bool = False,
 ) -> tuple[list[int], list[int], tuple[str, ...], tuple[str, ...]]:
-    """Rows of the truth and of the prediction that go together, and what either lacks."""
+    """Rows of the truth and of the prediction that go together, and what either lacks.
+
+    A prediction that must hold the ``whole`` truth may hold ``more`` only where that is said.
+    """
     place = _place(have, what, name)
     absent = tuple(entry for entry in want if entry not in place)
     known = set(want)
     extra = tuple(entry for entry in place if entry not in known)
     kept = [i for i, entry in enumerate(want) if entry in place]
-    if (whole and (absent or extra)) or not kept:
+    if (whole and (absent or (extra and not more))) or not kept:
         example = ", ".join((absent or extra)[:3])
         raise errors.PredictionError(
             f"{name}: {what} differ from the truth's",
@@ -246,12 +257,14 @@ def join(
     """The prediction's values and the truth, joined by barcode and gene name, never by row.
 
     stemjax's own predictions must hold every spot and gene of the slide; another tool's are joined
-    on what both have. Errors call the prediction ``name``; with ``like``, slide and value space
-    must be that one's.
+    on what both have. Of a prediction that says which spots it was shown (``obs`` of
+    `recovered.MEASURED`) the others alone are joined. Errors call the prediction ``name``; with
+    ``like``, slide and value space must be that one's.
 
     Raises:
       PredictionError: ``uns["stemjax"]`` is incomplete, the slide is not in the truth, names are
-        repeated, none is shared, one of ours lacks some, or a value is not finite.
+        repeated, none is shared, one of ours lacks some, a value is not finite, or with ``like``
+        it was shown a spot that is scored.
     """
     if not isinstance(source, truths.Source):
         source = truths.of_records(source)
@@ -275,11 +288,18 @@ def join(
             found=slide,
             fix="Open the records that hold it as well",
         )
-    truth = source.load(slide) if like is None else like.truth
+    if like is None:
+        truth, context = recovered.parted(prediction, source.load(slide), name)
+    else:
+        truth, context = like.truth, like.context
+        recovered.require_unseen(prediction, truth, source.load(slide), name)
+    # A prediction of hidden spots or new points holds measured spots too, which are not scored.
+    partly = context is not None or recovered.MEASURED in prediction.obs
     whole = ours and source.records is not None
     rows, spots, no_spots, more_spots = _match(
-        list(map(str, prediction.obs_names)), truth.barcodes, "spots", name, whole=whole
-    )
+        list(map(str, prediction.obs_names)), truth.barcodes, "spots", name, whole=whole,
+        more=partly,
+    )  # fmt: skip
     columns, genes, no_genes, more_genes = _match(
         list(map(str, prediction.var_names)), truth.genes, "genes", name, whole=whole
     )
@@ -302,7 +322,9 @@ def join(
         std = aligned(std, 'layers["stemjax_std"]')
     if draws is not None:
         draws = aligned(draws, 'obsm["stemjax_draws"]').transpose(1, 0, 2)
-    truth = _cut(truth, rows, columns)
+    truth = recovered.cut(truth, rows, columns)
+    if context is not None:
+        context = recovered.cut(context, list(range(len(context.barcodes))), columns)
     return Joined(
         mean=aligned(prediction.X, "X"),
         true=truth.values(str(about["value_space"])),
@@ -311,10 +333,11 @@ def join(
         draws=draws,
         intervals=_intervals(prediction, spots, genes),
         truth=truth,
+        context=context,
         about=about,
         ours=ours,
         absent={"spots": no_spots, "genes": no_genes},
-        unknown={"spots": more_spots, "genes": more_genes},
+        unknown={"spots": () if partly else more_spots, "genes": more_genes},
     )
 
 
@@ -344,36 +367,6 @@ def values(
             found=f"the first at spot {of[0][where[0]]!r}, gene {of[1][where[-1]]!r}",
         )
     return dense
-
-
-def _cut(truth: truths.Truth, rows: list[int], columns: list[int]) -> truths.Truth:
-    """The truth with some of its spots and genes; itself with all of them."""
-    if len(rows) == len(truth.barcodes) and len(columns) == len(truth.genes):
-        return truth
-    table = truth.table
-    if table is not None:
-        table = dataclasses.replace(
-            table,
-            embeddings=table.embeddings[rows],
-            counts=table.counts[np.ix_(rows, columns)],
-            total=table.total[rows],
-            mask=table.mask[np.ix_(rows, columns)],
-            slide_index=table.slide_index[rows],
-            barcodes=tuple(table.barcodes[row] for row in rows),
-            array_xy=table.array_xy[rows],
-            pixel_xy=table.pixel_xy[rows],
-        )
-    return dataclasses.replace(
-        truth,
-        barcodes=tuple(truth.barcodes[row] for row in rows),
-        genes=tuple(truth.genes[column] for column in columns),
-        counts=truth.counts[np.ix_(rows, columns)],
-        total=truth.total[rows],
-        measured=truth.measured[columns],
-        array_xy=truth.array_xy[rows],
-        xy=truth.xy[rows],
-        table=table,
-    )
 
 
 def _intervals(

@@ -76,7 +76,8 @@ def negative_log_likelihood(
             found=f"{int((table.mask == 0).any(axis=0).sum())} genes not measured",
             fix="prepare records with a panel that the slide has",
         )
-    task, genes = card.forward_task, len(card.space.genes)
+    task: Any = card.forward_task
+    genes = len(card.space.genes)
     rungs = ladders.karras(STEPS, sigma_min=SIGMA_MIN, sigma_max=task.levels[1])
 
     def run(params: Any, inputs: _Inputs, keys: Key[Array, " b"]) -> Array:

@@ -5,7 +5,9 @@ The AnnData has the slots that scanpy and squidpy users look in: X is the mean i
 error of X, ``layers["stemjax_lower_90"]`` and ``layers["stemjax_upper_90"]`` a calibrated interval
 (also 50, 80 and 95, where the model has a calibration for this sampling), ``obsm["stemjax_draws"]``
 the draws (or ``layers["stemjax_q5"]`` and such, quantiles of draws that were not kept),
-``obs["stemjax_nll"]`` how unlikely the measured profile is, ``obsm["spatial"]`` spot
+``obs["stemjax_nll"]`` how unlikely the measured profile is, ``obs["stemjax_measured"]`` whether
+the model was shown the spot's measurement when others were predicted, ``obsm["X_stemjax"]`` hidden
+features of models that have some, ``obsm["spatial"]`` spot
 centres in full-resolution pixels, ``uns["spatial"]`` the H&E, and ``uns["stemjax"]`` everything
 needed to repeat the prediction.
 """
@@ -22,8 +24,8 @@ import numpy as np
 
 from stemjax import __version__, errors, tasks
 from stemjax.data import records, space
-from stemjax.eval import conformal, metrics, mismatch, steering
-from stemjax.train import checkpoint, origin
+from stemjax.eval import conformal, labels, metrics, mismatch, recovered, steering
+from stemjax.train import checkpoint, origin, spot_inputs
 
 if TYPE_CHECKING:
     import anndata
@@ -31,8 +33,12 @@ if TYPE_CHECKING:
 DRAWS = "stemjax_draws"
 STD = "stemjax_std"
 STANDARD_ERROR = "stemjax_se"
+MEASURED = recovered.MEASURED
+FEATURES = "X_stemjax"
+FEATURE_ROWS = 256
 QUANTILE = "stemjax_q{:g}"
-IMAGE = "downscaled_fullres"
+IMAGE = "hires"
+"""Name of the image in ``uns["spatial"]``: the one that scanpy and squidpy plot unasked."""
 
 
 def predict_slide(
@@ -51,7 +57,8 @@ def predict_slide(
     """Returns the predicted expression of a slide.
 
     A model with a calibration of this sampling gives intervals as well (`conformal`), unless the
-    prediction is steered: nothing was calibrated for that.
+    prediction is steered: nothing was calibrated for that. A model of windows predicts every spot
+    from the other measured spots: those that were not hidden from its training.
 
     Args:
       trained: weights and what they mean, and their calibrations.
@@ -73,16 +80,71 @@ def predict_slide(
       EncoderMismatchError, GenePanelError: the records do not fit the model.
       ConfigError: a mode or sampler that the model was not trained for, or a summary without draws.
     """
+    origin.require_fit(trained.card, source)
+    source.require(slide)
+    table = source.load((slide,))
+    measured = spot_inputs.measured_spots(trained.card, table)
+    result = predict_table(
+        trained, source, table, sampling, measured=measured, seed=seed, rows=rows,
+        summary=summary, steer=steer, progress=progress,
+    )  # fmt: skip
+    for name, column in labels.label_columns(source, slide, table.barcodes).items():
+        result.obs[name] = column
+    if divergence != "none":
+        _require_alone(trained.card, "the likelihood of measured profiles")
+        odds = mismatch.negative_log_likelihood(
+            trained, table, divergence=divergence, seed=seed, rows=rows or 64, progress=progress
+        )
+        result.obs[mismatch.NLL], result.obs[mismatch.NLL_OTHER] = odds["own"], odds["other"]
+    made = conformal.find(trained.calibrations, describe_sampling(trained.card, sampling))
+    if made is not None and (steer is None or steer.is_none):
+        conformal.write_intervals(result, spread(result), made)
+        result.uns["stemjax"]["calibration"] = json.dumps(made.describe())
+    return result
+
+
+def predict_table(
+    trained: checkpoint.Trained,
+    source: records.Records,
+    table: records.Table,
+    sampling: tasks.Sampling,
+    *,
+    measured: np.ndarray,
+    seed: int = 0,
+    rows: int | None = None,
+    summary: tasks.Summary | None = None,
+    steer: steering.Steering | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> anndata.AnnData:
+    """Returns the predicted expression at the rows of a table: spots of a slide, or points on it.
+
+    Args:
+      trained: weights and what they mean.
+      source: records that hold the slide.
+      table: rows of one slide.
+      sampling: mode, sampler, steps and draws.
+      measured: which of them were measured, [l]. Models of windows are shown these; where some
+        are not, or such a model predicts, ``obs["stemjax_measured"]`` tells which.
+      seed: as `predict_slide`.
+      rows: as `predict_slide`.
+      summary: as `predict_slide`.
+      steer: as `predict_slide`.
+      progress: as `predict_slide`.
+
+    Raises:
+      RecordsError, ConfigError: as `predict_slide`.
+    """
     import anndata
     import pandas as pd
 
-    origin.require_fit(trained.card, source)
-    info, card, table = source.require(slide), trained.card, source.load((slide,))
+    info, card = source.require(table.slides[0]), trained.card
     task: Any = card.task
     params: Any = trained.params
-    inputs: Any = card.space.encode_condition(table.embeddings[:, 0])
+    given = spot_inputs.make_inputs(card, table, source, measured=measured)
+    inputs: Any = given.tree
     steer = steer or steering.Steering()
     if not steer.is_none:
+        _require_alone(card, "steering")
         task, params, inputs = steering.steer(steer, trained, inputs, table)
     if summary is not None and (sampling.mode, sampling.in_pairs) != ("draws", summary.antithetic):
         raise errors.ConfigError(
@@ -91,7 +153,8 @@ def predict_slide(
             found=f"mode {sampling.mode}, {'in pairs' if sampling.in_pairs else 'independent'}",
         )
     predict = tasks.make_predictor(task, sampling, rows=rows, reduce=summary)
-    drawn = predict(params, inputs, tasks.row_keys(seed, table), progress=progress)
+    keys = given.keys(seed)
+    drawn = given.of_spots(predict(params, inputs, keys, progress=progress))
     result = anndata.AnnData(
         obs=pd.DataFrame(
             {
@@ -103,36 +166,46 @@ def predict_slide(
         ),
         var=pd.DataFrame(index=pd.Index(list(card.space.genes))),
     )
+    if not measured.all() or card.experiment.window.kind != "none":
+        result.obs[MEASURED] = measured
     if summary is None:
         fill(result, drawn, sampling, card.space)
     else:
         fill_summary(result, drawn, summary, card.space)
-    if divergence != "none":
-        odds = mismatch.negative_log_likelihood(
-            trained, table, divergence=divergence, seed=seed, rows=rows or 64, progress=progress
-        )
-        result.obs[mismatch.NLL], result.obs[mismatch.NLL_OTHER] = odds["own"], odds["other"]
+    if isinstance(task, tasks.HisToSGETask):
+        hidden = tasks.by_portions(task.hidden, rows=FEATURE_ROWS, spots_axis=1)
+        result.obsm[FEATURES] = given.of_spots(hidden(params, inputs, keys))[0]
     result.obsm["spatial"] = np.asarray(table.pixel_xy, np.float64)
     factors = {
         "spot_diameter_fullres": info.spot_diameter_um / info.mpp,
         "microns_per_pixel": info.mpp,
+        # Of no image too: squidpy scales positions and spots by it, with img=False as well.
+        f"tissue_{IMAGE}_scalef": 1.0,
     }
     images = {}
     if info.thumbnail_scale is not None:
-        images[IMAGE], factors[f"tissue_{IMAGE}_scalef"] = source.thumbnail(slide)
-    result.uns["spatial"] = {slide: {"images": images, "scalefactors": factors}}
+        images[IMAGE], factors[f"tissue_{IMAGE}_scalef"] = source.thumbnail(info.id)
+    result.uns["spatial"] = {info.id: {"images": images, "scalefactors": factors}}
+    hiding = spot_inputs.hiding_of(card, info.id)
     result.uns["stemjax"] = provenance(trained, info, sampling, seed) | {
         "evaluations_per_spot": task.evaluations(sampling),
         "guidance": float(steer.scale),
         "guide": "" if steer.weak is None else json.dumps(steer.weak.identity),
         "given_genes": list(steer.given),
         "given_method": steer.method if steer.given else "",
+        "hidden": "" if hiding is None else json.dumps(hiding.to_json()),
     }
-    made = conformal.find(trained.calibrations, describe_sampling(card, sampling))
-    if made is not None and steer.is_none:
-        conformal.write_intervals(result, spread(result), made)
-        result.uns["stemjax"]["calibration"] = json.dumps(made.describe())
     return result
+
+
+def _require_alone(card: checkpoint.Card, what: str) -> None:
+    """Raises where a model sees other spots, for what is defined for single spots only."""
+    if card.experiment.window.kind != "none":
+        raise errors.ConfigError(
+            f"{what} with config.window.kind={card.experiment.window.kind}",
+            expected="a model that sees a spot's patch alone",
+            fix="leave it out, or take a model of config.window.kind=none",
+        )
 
 
 def fill(

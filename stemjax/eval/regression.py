@@ -48,6 +48,8 @@ def backbone_row(
 ) -> dict[str, anndata.AnnData]:
     """Returns the regression's prediction of the same slide under its row's name.
 
+    None is trained beside a model that is a plain regression itself.
+
     Args:
       prediction: the model's prediction; its card says what to train.
       source: records of the training slides and of the slide predicted.
@@ -60,6 +62,8 @@ def backbone_row(
         return {}
     if choice == "train":
         card = checkpoint.Card.from_json(json.loads(prediction.uns["stemjax"]["model"]))
+        if isinstance(card.task, tasks.HisToSGETask):
+            return {}
         trained = loop.train_shown(as_regression(card.experiment), source, default_workdir, line)
     else:
         trained = checkpoint.load(choice)
@@ -89,4 +93,4 @@ def backbone_rows(
         row = backbone_row(prediction, source, choice, default_workdir=own, line=line)
         for name, made in row.items():
             found.setdefault(name, []).append(made)
-    return found
+    return {name: rows for name, rows in found.items() if len(rows) == len(predictions)}

@@ -15,13 +15,16 @@ import scipy.linalg
 import scipy.spatial
 
 from stemjax.data import splits
-from stemjax.eval import baselines, combine, joining, metrics, scoring
+from stemjax.eval import baselines, combine, joining, metrics, recovered, scoring
 from stemjax.eval import truth as truths
 
 if TYPE_CHECKING:
     import anndata
 
 
+RECOVERY: splits.Kind = "recovery within a slide"
+CONSTANT = "constant mean"
+_RECOVERY_ALONE = set(baselines.RECOVERY_ROWS) - set(baselines.ROWS)
 FAR = 0.99
 """Quantile of training spots' distances beyond which a spot's patch counts as out of range."""
 
@@ -57,6 +60,7 @@ class Evaluated:
       split: kind of the split and its sentence.
       panel_slides: slides whose counts chose the genes.
       out_of_range: share of spots whose patch is unlike any in training, or None.
+      all_spots: where hidden spots alone are scored, the prediction's scores on all spots.
     """
 
     joined: joining.Joined
@@ -68,18 +72,23 @@ class Evaluated:
     split: tuple[str, str]
     panel_slides: tuple[str, ...]
     out_of_range: float | None
+    all_spots: Mapping[str, float] | None = None
 
     def row(self, name: str) -> Row | None:
         """The row of that name, or None."""
         return next((row for row in self.rows if row.name == name), None)
 
 
-def split_kind(about: Mapping[str, Any], patients: Mapping[str, str | None]) -> tuple[str, str]:
-    """What a score on this slide means: (kind, sentence).
+def split_kind(
+    about: Mapping[str, Any], patients: Mapping[str, str | None], *, hidden: int = 0
+) -> tuple[str, str]:
+    """What a score on this slide means: (kind, sentence); ``hidden`` spots alone are scored.
 
     The records' patients decide; where one is unknown, the prediction's own ``split_kind`` stands.
     """
     slide = str(about["slide"])
+    if hidden:
+        return RECOVERY, f"{RECOVERY}: {hidden} hidden spots of {slide}, whose others were shown"
     train, val = joining.names(about["train_slides"]), joining.names(about.get("val_slides"))
     for role, seen in (("training", train), ("validation", val)):
         if slide in seen:
@@ -121,7 +130,7 @@ def _baselines(
         joined.table,
         value_space=str(joined.about["value_space"]),
         patients=records.patients,
-        leave_out=leave_out,
+        leave_out=[name for name in leave_out if name not in _RECOVERY_ALONE],
         seed=seed,
     )
     far = share_out_of_range(table.embeddings[:, 0], joined.table.embeddings[:, 0])
@@ -165,22 +174,25 @@ def evaluate_slide(
         name: joining.join(other, source, name=f"compare {name}", like=joined, foreign=foreign)
         for name, other in (compare or {}).items()
     }
-    fitted, notes, far = _baselines(joined, source, leave_out, seed)
+    fitted, notes, far = None, [], None
+    if joined.context is None:
+        fitted, notes, far = _baselines(joined, source, leave_out, seed)
     given = np.isin(joined.genes, joining.names(joined.about.get("given_genes")))
     kept = joined.truth.measured & ~given
     if fitted is not None:
         kept = kept & fitted.trained
+    found = _recovered(joined, kept, leave_out, seed)
     ground = scoring.make_ground(
         joined.true[:, kept],
         total=joined.truth.total,
         array_xy=joined.truth.array_xy,
         resamples=resamples,
         seed=seed,
-        train_mean=_train_mean(fitted, kept),
+        train_mean=_train_mean(fitted, kept) if found is None else found.rows[CONSTANT][0],
         ranking=None if fitted is None else fitted.ranking[kept],
     )
     rows = _rows_of("prediction", "prediction", joined, kept, ground)
-    rows += _floors(joined, fitted, kept, ground)
+    rows += _floors(joined, fitted, kept, ground) if found is None else _recovery(found, ground)
     rows += _ceiling(joined, kept, ground, seed)
     for name, other in others.items():
         rows += _rows_of(name, "compare", other, kept, ground)
@@ -192,10 +204,52 @@ def evaluate_slide(
         rows=tuple(rows),
         fitted=fitted,
         notes=tuple(notes),
-        split=split_kind(joined.about, {} if records is None else records.patients),
+        split=split_kind(
+            joined.about,
+            {} if records is None else records.patients,
+            hidden=0 if joined.context is None else len(joined.truth.barcodes),
+        ),
         out_of_range=far,
         panel_slides=() if records is None else tuple(records.panel.slides),
+        all_spots=None
+        if joined.context is None
+        else recovered.both(
+            prediction,
+            source.load(joined.slide),
+            str(joined.about["value_space"]),
+            [gene for gene, keep in zip(joined.genes, kept, strict=True) if keep],
+        ),
     )
+
+
+def _recovered(
+    joined: joining.Joined, kept: np.ndarray, leave_out: Sequence[str], seed: int
+) -> baselines.Recovered | None:
+    """Floors and rivals of hidden spots, of the scored genes; None where none are hidden."""
+    if joined.context is None:
+        return None
+    # The constant mean is also what R² is relative to.
+    return recovered.rivals(
+        joined.truth,
+        joined.context,
+        str(joined.about["value_space"]),
+        kept,
+        leave_out=[name for name in leave_out if name != CONSTANT],
+        seed=seed,
+    )
+
+
+def _recovery(found: baselines.Recovered, ground: scoring.Ground) -> list[Row]:
+    """The rows of hidden spots; all but the depth oracle know what the prediction knows."""
+    return [
+        Row(
+            name=name,
+            source="floor" if name in baselines.FLOORS else "rival",
+            sees_test=name in baselines.SEES_TEST,
+            scored=scoring.score(ground, pred, forecast=found.forecasts.get(name)),
+        )
+        for name, pred in found.rows.items()
+    ]
 
 
 def _train_mean(fitted: baselines.Fitted | None, kept: np.ndarray) -> np.ndarray | None:

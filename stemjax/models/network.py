@@ -64,12 +64,13 @@ class Conditional(Network):
     row_bytes: int = 0
 
 
-def make_network(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+def make_network(build: Callable[[nnx.Rngs], nnx.Module], *, method: str = "__call__") -> Network:
     """The functions of the module that ``build`` makes.
 
     Args:
       build: makes the module from random streams; called here once, on shapes only, and again by
         each `Network.init`. All of the module's state must be `nnx.Param`.
+      method: which of the module's methods `Network.apply` calls.
 
     Returns:
       The network. Nothing is allocated before `Network.init` is called.
@@ -82,8 +83,7 @@ def make_network(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
     def apply(params: Params, *inputs: Array) -> jax.Array:
         _require_same(wanted, _shapes(params))
-        module = nnx.merge(graph, nnx.State(params))
-        return module(*inputs)  # pyright: ignore[reportCallIssue]  # nnx.Module declares no call
+        return getattr(nnx.merge(graph, nnx.State(params)), method)(*inputs)
 
     return Network(init=init, apply=apply)
 

@@ -49,8 +49,8 @@ class Task(Protocol):
         ...
 
 
-class DiffusionTask(Task, Protocol):
-    """A task that has a denoiser, so that it can be guided, told some genes, or asked for odds."""
+class AnyTask(Task, Protocol):
+    """A task of an experiment: what it is besides, for whoever predicts with it."""
 
     @property
     def genes(self) -> int:
@@ -62,17 +62,21 @@ class DiffusionTask(Task, Protocol):
         """Smallest and largest noise level that the model's ladders run between."""
         ...
 
-    @property
-    def extra_evaluations(self) -> int:
-        """Network evaluations a spot that binding the denoiser costs, once."""
-        ...
-
     def sampling(self, **asked: Any) -> Sampling:
         """Returns how this model is sampled: the fields asked for, and its own defaults.
 
         Raises:
           ConfigError: as `Sampling`.
         """
+        ...
+
+
+class DiffusionTask(AnyTask, Protocol):
+    """A task that has a denoiser, so that it can be guided, told some genes, or asked for odds."""
+
+    @property
+    def extra_evaluations(self) -> int:
+        """Network evaluations a spot that binding the denoiser costs, once."""
         ...
 
     def denoiser(

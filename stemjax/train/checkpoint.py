@@ -107,17 +107,17 @@ class Card:
             ) from error
 
     @functools.cached_property
-    def task(self) -> tasks.DiffusionTask:
+    def task(self) -> tasks.AnyTask:
         """The task that the weights belong to."""
         return self._make_task(self.experiment)
 
     @functools.cached_property
-    def forward_task(self) -> tasks.DiffusionTask:
+    def forward_task(self) -> tasks.AnyTask:
         """The same with attention that `jax.jvp` can pass, which fused kernels stop."""
         model = dataclasses.replace(self.experiment.model, attention="xla")
         return self._make_task(dataclasses.replace(self.experiment, model=model))
 
-    def _make_task(self, experiment: config.Experiment) -> tasks.DiffusionTask:
+    def _make_task(self, experiment: config.Experiment) -> tasks.AnyTask:
         genes, condition = len(self.space.genes), self.contract.width
         return config.make_task(experiment, genes=genes, condition=condition)
 

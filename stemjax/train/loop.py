@@ -8,27 +8,24 @@ the next call has already been handed to the device, so that logging does not st
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import itertools
-import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 import optax
 
-from stemjax import __version__, config, errors, mesh, tasks
-from stemjax.data import folds, pipeline, records, space, splits
+from stemjax import config, errors, mesh, tasks
+from stemjax.data import records
 from stemjax.eval import metrics as scores
-from stemjax.train import checkpoint, dispatch, writers
+from stemjax.train import checkpoint, dispatch, spot_inputs, writers
 from stemjax.train import journal as journals
+from stemjax.train import material as material_lib
 from stemjax.train import origin as origins
 from stemjax.train import state as states
 from stemjax.train import step as steps
 from stemjax.typing import Params
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,137 +47,23 @@ class Result:
     compile_seconds: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Material:
-    """Data of a run, laid out for it: what `gather` returns."""
-
-    card: checkpoint.Card
-    view: pipeline.View
-    schedule: pipeline.Schedule
-    val: records.Table | None
-
-
-def choose_split(experiment: config.Experiment, patients: Mapping[str, str | None]) -> splits.Split:
-    """Returns the slides' roles: by the manifest's fold, or by the lists of test and val slides.
-
-    A patient on both sides is one line in the log at level warning, or with
-    ``config.data.leakage=refuse`` an error.
-
-    Args:
-      experiment: says which slides are held out.
-      patients: patient of each slide there is, None where unknown.
-
-    Raises:
-      SplitError: the slides held out do not fit those there are, or a patient is on both sides.
-    """
-    data = experiment.data
-    if data.manifest:
-        split = folds.read_fold(data.manifest, data.fold, patients)
-    else:
-        split = splits.make_split(patients, test=experiment.test_slides, val=experiment.val_slides)
-    if data.leakage == "refuse":
-        splits.require_apart(split)
-    if split.leaks and jax.process_index() == 0:
-        _log.warning(
-            "LEAK: test slides share a patient with training (%s): every number on them is "
-            "interpolation within a patient, not prediction for a new one",
-            "; ".join(split.leaks),
-        )
-    return split
-
-
-def gather(
-    experiment: config.Experiment,
-    source: records.Records,
-    layout: mesh.Layout | None = None,
-    origin: origins.Origin | None = None,
-) -> Material:
-    """Returns the view, the schedule and the card of an experiment on given records.
-
-    Args:
-      experiment: which slides, and how they become arrays.
-      source: records of the slides.
-      layout: devices for rows that lie there; one of them by default.
-      origin: where the weights come from, whose space is then the run's; None is from chance.
-
-    Raises:
-      SplitError: slides held out that the records lack, or on which the panel was chosen, or that
-        the weights to start from have seen.
-    """
-    split = choose_split(experiment, source.patients)
-    seen = split.seen_by_panel(source.panel.slides)
-    if seen and not experiment.data.allow_seen_panel:
-        raise errors.SplitError(
-            f"test slide {', '.join(seen)}",
-            expected="a gene panel chosen without it",
-            found=f"a panel chosen on {', '.join(source.panel.slides)}",
-            fix=f"run `stemjax prepare --test {','.join(split.test)}` into another folder, or set "
-            "config.data.allow_seen_panel=True and say so beside the result",
-        )
-    if origin is not None:
-        origins.require_unseen(origin.about, split)
-        fitted = origin.space
-    else:
-        fitted = space.Space.fit(
-            source.tables(split.train),
-            genes=source.genes,
-            transform=experiment.data.transform,
-            standardise_expression=experiment.data.standardise_expression,
-            standardise_condition=experiment.data.standardise_condition,
-        )
-    card = checkpoint.Card(
-        experiment=experiment,
-        space=fitted,
-        contract=source.contract,
-        split={
-            "train": list(split.train),
-            "val": list(split.val),
-            "test": list(split.test),
-            "kind": split.kind,
-            "digests": {name: source.slides[name].digest for name in (*split.train, *split.val)},
-        },
-        panel=source.panel.to_json(),
-        versions={
-            "stemjax": __version__,
-            **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
-        },
-        start=None if origin is None else origin.about,
-    )
-    return Material(
-        card=card,
-        view=pipeline.choose_view(
-            source,
-            split.train,
-            fitted,
-            residence=experiment.data.residence,
-            sharding=layout.replicated if layout else None,
-        ),
-        schedule=pipeline.Schedule(
-            n=sum(source.slides[name].n_spots for name in split.train),
-            batch=experiment.train.batch,
-            seed=experiment.seed,
-            variants=source.variants if experiment.data.augment else 1,
-        ),
-        val=source.load(split.val) if split.val else None,
-    )
-
-
 def make_validate(
-    card: checkpoint.Card, task: tasks.Task, table: records.Table
+    card: checkpoint.Card, task: tasks.Task, table: records.Table, source: records.Records
 ) -> Callable[[Params], dict[str, float]]:
     """Returns ``validate(ema) -> {"val_mse", "val_mae", "val_pcc"}`` on the table's spots.
 
     The prediction is the conditional mean of the original view: one evaluation a spot, or one
-    antithetic pair where no mean token is trained. Errors are in the transform's space, PCC is
-    the mean over genes.
+    antithetic pair where no mean token is trained; a model of windows predicts each spot from the
+    others. Errors are in the transform's space, PCC is the mean over genes.
     """
     predict = tasks.make_predictor(task, task.estimate)
-    cond = card.space.encode_condition(table.embeddings[:, 0])
-    keys = tasks.row_keys(card.experiment.seed, table)
+    given = spot_inputs.make_inputs(card, table, source)
+    keys = given.keys(card.experiment.seed)
     truth = card.space.forward(table.counts, table.total)
 
     def validate(ema: Params) -> dict[str, float]:
-        values = card.space.values(predict(ema, cond, keys).mean(axis=0))
+        drawn = given.of_spots(predict(ema, given.tree, keys))
+        values = card.space.values(drawn.mean(axis=0))
         pcc = scores.pcc_per_gene(values, truth, table.mask)
         return {
             "val_mse": scores.mse(values, truth, table.mask),
@@ -233,7 +116,7 @@ def train(
             found="none",
             fix="stemjax train --start MODEL, a run or bundle of config.diffusion.process=edm",
         )
-    material = gather(experiment, source, layout, origin)
+    material = material_lib.gather(experiment, source, layout, origin)
     task = material.card.task
     optimizer = states.make_optimizer(experiment.optim, experiment.train.steps)
     with checkpoint.Checkpoints(workdir, material.card) as checkpoints:
@@ -281,7 +164,7 @@ def _start(
 
 
 def _programs(
-    material: Material,
+    material: material_lib.Material,
     optimizer: optax.GradientTransformation,
     layout: mesh.Layout,
     journal: journals.Journal,
@@ -319,7 +202,7 @@ def _teacher(experiment: config.Experiment, origin: origins.Origin | None) -> Pa
 
 
 def _loop(
-    material: Material,
+    material: material_lib.Material,
     programs: dispatch.Programs,
     checkpoints: checkpoint.Checkpoints,
     state: states.TrainState,
@@ -331,7 +214,7 @@ def _loop(
     best = checkpoints.best_metrics()
     validate = None
     if material.val is not None and cfg.validate_every:
-        validate = make_validate(material.card, material.card.task, material.val)
+        validate = make_validate(material.card, material.card.task, material.val, material.source)
     handed = material.view.batches(
         material.schedule,
         first,

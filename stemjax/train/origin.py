@@ -135,10 +135,12 @@ def require_start(
 def require_unseen(about: dict[str, Any], split: splits.Split) -> None:
     """Checks that the weights to start from have not seen a slide that this run holds out.
 
+    Nor one that it is to recover, even in part: which of its spots they saw is not known here.
+
     Raises:
       SplitError: they have.
     """
-    seen = sorted(set(about["slides"]) & {*split.test, *split.val})
+    seen = sorted(set(about["slides"]) & {*split.test, *split.val, *split.recover})
     if seen:
         raise errors.SplitError(
             f"slide {', '.join(seen)}, held out here",

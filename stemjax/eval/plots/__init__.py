@@ -20,15 +20,17 @@ from stemjax.eval.plots.slide import (
     density_figure,
     gene_variation_figure,
     marker_figure,
+    shown_of,
     write_figures,
 )
 from stemjax.eval.plots.spread import pit_histogram, rank_histogram, reliability
-from stemjax.eval.plots.tissue import Tissue, maps
+from stemjax.eval.plots.tissue import Shown, Tissue, maps
 
 __all__ = [
     "DPI",
     "KINDS",
     "MARKERS",
+    "Shown",
     "Tissue",
     "default_marker",
     "density_figure",
@@ -42,6 +44,7 @@ __all__ = [
     "pit_histogram",
     "rank_histogram",
     "reliability",
+    "shown_of",
     "variation_curves",
     "write_figures",
 ]

@@ -59,6 +59,7 @@ def marker_figure(
 
     Spots have their true diameter, both panels one colour scale (1st to 99th percentile of the two
     together). A prediction with a spread gets a third panel: the standard deviation of its draws.
+    Of a prediction that was shown some of the slide's spots a further panel is what it was shown.
     A slide without an image is drawn on white.
 
     Raises:
@@ -67,6 +68,7 @@ def marker_figure(
     """
     column = _column(joined, gene)
     spread = None if joined.std is None else joined.std[:, column]
+    shown = shown_of(joined, column)
     figure = tissue.spot_figure(
         gene,
         joined.true[:, column],
@@ -80,7 +82,8 @@ def marker_figure(
         ),
         units=joining.VALUE_SPACES[str(joined.about["value_space"])],
         title=_title(joined, gene, column),
-        width=4.0 * (2 if spread is None else 3) + 1.6,
+        width=4.0 * (2 + (spread is not None) + (shown is not None)) + 1.6,
+        shown=shown,
     )
     canvas.save(figure, path)
 
@@ -144,6 +147,16 @@ def density_figure(
     axis.set_title(title)
     canvas.legend_below(figure, entries, 2)
     canvas.save(figure, path)
+
+
+def shown_of(joined: joining.Joined, columns: int | Sequence[int]) -> tissue.Shown | None:
+    """What the prediction was shown of some genes, or of one, for the maps; None where nothing."""
+    if joined.context is None:
+        return None
+    values = joined.context.values(str(joined.about["value_space"]))
+    return tissue.Shown(
+        xy=joined.context.xy, diameter=joined.context.diameter, values=values[:, columns]
+    )
 
 
 def write_figures(

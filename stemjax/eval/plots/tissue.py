@@ -39,6 +39,21 @@ class Tissue:
     image: tuple[UInt8[np.ndarray, "h w 3"], float] | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Shown:
+    """What the prediction was given of the slide's own measurements.
+
+    Attributes:
+      xy: centres of these spots, [m 2], in the unit of the tissue.
+      diameter: of a spot, in that unit.
+      values: what was measured there, value space, [m g] as the genes of the map.
+    """
+
+    xy: Float[np.ndarray, "m 2"]
+    diameter: float
+    values: Float[np.ndarray, "m g"]
+
+
 @canvas.own_style
 def maps(
     genes: Sequence[str],
@@ -48,9 +63,13 @@ def maps(
     *,
     units: str,
     spread: Float[np.ndarray, "l g"] | None = None,
+    shown: Shown | None = None,
     dpi: int = canvas.DPI,
 ) -> tuple[bytes, ...]:
     """One PNG a gene, as wide as the page: measured, predicted and the spread, as far as given.
+
+    With ``shown`` the first panel is what the prediction was given; the others are of spots that
+    were hidden from it, or of points between. The spots of the one are rings in the other.
 
     Spots have their true diameter. Measured and predicted share one colour scale, from the 1st to
     the 99th percentile of the two together; values beyond it are shown by the colour bar's arrows.
@@ -64,12 +83,13 @@ def maps(
       tissue: the spots, in the order of the rows.
       units: of the values, as the colour bar prints them.
       spread: standard deviation of each entry, the same units.
+      shown: the spots that the prediction was given, where it was some.
       dpi: pixels an inch.
 
     Returns:
       The figures, in the order of the genes; none for no genes.
     """
-    tissue = _shrunk(tissue, round(canvas.WIDE * dpi / 2))
+    tissue = fit_image(tissue, round(canvas.WIDE * dpi / 2))
     return tuple(
         canvas.png(
             spot_figure(
@@ -82,6 +102,9 @@ def maps(
                 title=canvas.label(gene)
                 + ("" if measured is None else f": {correlation(measured, predicted, column)}"),
                 width=canvas.WIDE,
+                shown=None
+                if shown is None
+                else dataclasses.replace(shown, values=shown.values[:, column]),
             ),
             dpi,
             palette=True,
@@ -100,12 +123,21 @@ def spot_figure(
     units: str,
     title: str,
     width: float,
+    shown: Shown | None = None,
 ) -> Figure:
-    """The figure of one gene, at most ``width`` inches wide; see `maps`."""
+    """The figure of one gene, at most ``width`` inches wide; see `maps`.
+
+    The values of ``shown`` are those of the gene, [m].
+    """
     from matplotlib import colors
 
-    shared = {"measured": measured, "predicted": predicted}
-    shared = {name: values for name, values in shared.items() if values is not None}
+    hidden = "hidden: " if shown is not None and measured is not None else ""
+    shared: dict[str, np.ndarray] = {}
+    if shown is not None:
+        shared["shown" if hidden else "measured"] = shown.values
+    if measured is not None:
+        shared[f"{hidden}measured"] = measured
+    shared[f"{hidden}predicted"] = predicted
     both = np.concatenate(list(shared.values()))
     both = both[np.isfinite(both)]
     low, high = (float(v) for v in np.quantile(both, [0.01, 0.99])) if both.size else (0.0, 1.0)
@@ -114,7 +146,11 @@ def spot_figure(
     if spread is not None:
         panels.append(("predicted spread", spread, colors.Normalize(0.0, _top(spread))))
 
-    view = _view(tissue)
+    given = (
+        None if shown is None else dataclasses.replace(tissue, xy=shown.xy, diameter=shown.diameter)
+    )
+    whole = tissue if given is None else _both(tissue, given)
+    view = drawn_area(whole)
     across, down = view[1] - view[0], view[3] - view[2]
     # 1.6 inches are for the colour bars, whose labels need 2.6 in height.
     panel = min((width - 1.6) / len(panels), 4.2)
@@ -123,10 +159,16 @@ def spot_figure(
     figure = canvas.new_figure(width, height + 0.35 * len(title.splitlines()) + 0.3)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, values, norm) in zip(axes, panels, strict=True):
-        _draw_spots(axis, tissue, values, norm, "viridis" if norm is scale else "magma")
+        filled, rings = tissue, given if hidden else None
+        if given is not None and axis is axes[0]:
+            filled, rings = given, tissue if hidden else None
+        draw_image(axis, tissue)
+        _draw_spots(axis, filled, values, norm, "viridis" if norm is scale else "magma")
+        if rings is not None:
+            _draw_rings(axis, rings)
         axis.set(xlim=view[:2], ylim=(view[3], view[2]))
         axis.set_title(name)
-    _scale_bar(axes[0], across, _UNITS[tissue.unit])
+    draw_scale_bar(axes[0], whole)
     bar = figure.colorbar(
         axes[0].collections[0],
         ax=list(axes[: len(shared)]),
@@ -156,12 +198,12 @@ def correlation(
     return "PCC undefined (measured values are all equal)" if np.isnan(pcc) else f"PCC {pcc:.2f}"
 
 
-def _shrunk(tissue: Tissue, pixels: int) -> Tissue:
-    """The tissue with an image that has no more than twice the pixels needed across the spots."""
+def fit_image(tissue: Tissue, pixels: int) -> Tissue:
+    """The tissue with an image that has less than twice so many pixels across the drawn area."""
     if tissue.image is None:
         return tissue
     image, scale = tissue.image
-    left, right, *_ = _view(tissue)
+    left, right, *_ = drawn_area(tissue)
     factor = int((right - left) * scale // pixels)
     if factor < 2:
         return tissue
@@ -182,8 +224,8 @@ def _beyond(values: np.ndarray, scale: Any) -> str:
     return {(0, 0): "neither", (0, 1): "max", (1, 0): "min", (1, 1): "both"}[below, above]
 
 
-def _view(tissue: Tissue) -> tuple[float, ...]:
-    """Left, right, top and bottom of the drawing: the spots and a margin.
+def drawn_area(tissue: Tissue) -> tuple[float, ...]:
+    """Left, right, top and bottom of the drawing, in the tissue's unit: the spots and a margin.
 
     The margin below has room for the scale bar, so that it covers no spot.
     """
@@ -193,19 +235,24 @@ def _view(tissue: Tissue) -> tuple[float, ...]:
     return left - margin, right + margin, top - margin, bottom + below
 
 
+def draw_image(axis: Axes, tissue: Tissue) -> None:
+    """The faded H&E in the tissue's unit; nothing where there is none."""
+    if tissue.image is None:
+        return
+    image, scale = tissue.image
+    height, width = (side / scale for side in image.shape[:2])
+    faded = image * (1 - _FADE) + 255.0 * _FADE
+    # The extent is the outer border of the pixels: spot centres need no half-pixel shift.
+    axis.imshow(
+        faded.astype(np.uint8), extent=(0.0, width, height, 0.0), interpolation="antialiased"
+    )
+
+
 def _draw_spots(axis: Axes, tissue: Tissue, values: np.ndarray, norm: Any, colours: str) -> None:
-    """The faded H&E and over it one disc a spot."""
+    """One disc a spot."""
     import matplotlib
     from matplotlib import collections
 
-    if tissue.image is not None:
-        image, scale = tissue.image
-        height, width = (side / scale for side in image.shape[:2])
-        faded = image * (1 - _FADE) + 255.0 * _FADE
-        # The extent is the outer border of the pixels: spot centres need no half-pixel shift.
-        axis.imshow(
-            faded.astype(np.uint8), extent=(0.0, width, height, 0.0), interpolation="antialiased"
-        )
     diameter = np.full(len(values), tissue.diameter)
     axis.add_collection(
         collections.EllipseCollection(
@@ -225,11 +272,42 @@ def _draw_spots(axis: Axes, tissue: Tissue, values: np.ndarray, norm: Any, colou
     axis.set_axis_off()
 
 
-def _scale_bar(axis: Axes, width: float, unit: str) -> None:
-    """A bar of 1, 2 or 5 times a power of ten, at most a quarter of the drawing's width."""
+def _draw_rings(axis: Axes, tissue: Tissue) -> None:
+    """Spots that have no value here: where they lie, as thin rings."""
+    from matplotlib import collections
+
+    diameter = np.full(len(tissue.xy), tissue.diameter)
+    axis.add_collection(
+        collections.EllipseCollection(
+            diameter,
+            diameter,
+            np.zeros(len(diameter)),
+            units="xy",
+            offsets=tissue.xy,
+            offset_transform=axis.transData,
+            facecolors="none",
+            edgecolors=canvas.GREY,
+            linewidths=0.4,
+        )
+    )
+
+
+def _both(tissue: Tissue, other: Tissue) -> Tissue:
+    """The tissue with the spots of both, as wide as the wider."""
+    return dataclasses.replace(
+        tissue,
+        xy=np.concatenate([tissue.xy, other.xy]),
+        diameter=max(tissue.diameter, other.diameter),
+    )
+
+
+def draw_scale_bar(axis: Axes, tissue: Tissue) -> None:
+    """A bar of 1, 2 or 5 times a power of ten, at most a quarter of the drawn area's width."""
     from matplotlib import font_manager
     from mpl_toolkits.axes_grid1 import anchored_artists
 
+    left, right, *_ = drawn_area(tissue)
+    width, unit = right - left, _UNITS[tissue.unit]
     length = max(m * 10.0**e for e in range(-2, 7) for m in (1, 2, 5) if m * 10.0**e <= width / 4)
     millimetres = unit == "µm" and length >= 1000
     axis.add_artist(

@@ -11,7 +11,7 @@ import numpy as np
 
 from stemjax import __version__
 from stemjax.eval import joining, plots, scoring, slide_rows, tables
-from stemjax.eval.report import figures, page
+from stemjax.eval.report import figures, inferred, page
 
 if TYPE_CHECKING:
     import anndata
@@ -23,8 +23,10 @@ MARKERS = 4
 _HEADLINES = ("pcc_50", "pcc_all", "pcc_depth", "mse", "rvd", "crps", "coverage_90_calibrated")
 _HEADLINES += ("coverage_90",)
 _WITH_INTERVAL = ("pcc_all", "mse")
-_BESIDE = ("constant mean", "coordinates kNN", "neighbour mean", "depth oracle", "ridge", "MLP")
+_BESIDE = ("constant mean", "coordinates kNN", "neighbour mean", "nearest measured mean")
+_BESIDE += ("component kriging", "depth oracle", "ridge", "MLP", "ridge + neighbours")
 _BESIDE += ("noise ceiling",)
+_AGAINST = ("ridge + neighbours", "ridge", "component kriging")  # the strongest plain rival there
 _MAIN = ("pcc_50", "pcc_all", "pcc_50_train", "pcc_depth", "mse", "rvd")
 _SEES = "sees the test slide's own measurements"
 
@@ -106,11 +108,12 @@ def _headline(result: Mapping[str, Any], key: str) -> page.Headline:
         for row in result["rows"]
         if row["name"] == name and key in row["scores"]
     ]
-    ridge = next((row for row in result["rows"] if row["name"] == "ridge"), None)
+    rows = {row["name"]: row for row in result["rows"]}
+    rival = next((name for name in _AGAINST if name in rows), None)
     note = None
-    if ridge is not None and key in ridge["first_minus_row"]:
-        verdict = ridge["first_minus_row"][key]["verdict"]
-        note = None if verdict == "unknown" else f"{verdict} {_than(verdict)} ridge"
+    if rival is not None and key in rows[rival]["first_minus_row"]:
+        verdict = rows[rival]["first_minus_row"][key]["verdict"]
+        note = None if verdict == "unknown" else f"{verdict} {_than(verdict)} {rival}"
     return page.Headline(
         label=tables.title(key, result),
         value=tables.score(first, key, interval=False),
@@ -156,8 +159,19 @@ def _scores(result: Mapping[str, Any], dpi: int) -> page.Section:
     return page.Section(
         id="scores",
         title="What beats what",
-        intro=f"{result['intervals']['sentence']} {notes}".strip(),
+        intro=f"{result['intervals']['sentence']} {notes}{_on_all_spots(result)}".strip(),
         blocks=tuple(blocks),
+    )
+
+
+def _on_all_spots(result: Mapping[str, Any]) -> str:
+    """The scores on hidden and shown spots together, where some were shown."""
+    return "".join(
+        f" On all {every['spots']:.0f} spots of {slide['slide']}, the shown ones too (as "
+        f"published, no test): PCC {tables.number(every['pcc'], 3)}, MSE "
+        f"{tables.number(every['mse'], 3)}."
+        for slide in result["slides"]
+        if (every := slide["all_spots"]) is not None
     )
 
 
@@ -257,6 +271,8 @@ def _provenance(
     for key in ("train_slides", "val_slides"):
         if slides := joining.names(about.get(key)):
             found.append((key.replace("_", " "), ", ".join(slides)))
+    if about.get("hidden"):
+        found.append(("hidden", inferred.hiding(str(about["hidden"]))))
     if about.get("calibration"):
         found.append(("calibration", _calibration(str(about["calibration"]))))
     ridge = result["slides"][0]["ridge"]

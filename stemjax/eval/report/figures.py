@@ -10,7 +10,7 @@ import numpy as np
 from stemjax import errors
 from stemjax.eval import joining, metrics, plots, scoring, slide_rows, tables
 from stemjax.eval import truth as truths
-from stemjax.eval.report import page
+from stemjax.eval.report import inferred, page
 
 if TYPE_CHECKING:
     import anndata
@@ -78,16 +78,23 @@ def maps(one: slide_rows.Evaluated, genes: Sequence[str], units: str, dpi: int) 
         tissue(joined.truth),
         units=units,
         spread=None if joined.std is None else joined.std[:, columns],
+        shown=plots.shown_of(joined, columns),
         dpi=dpi,
     )
     told = "measured, predicted" + (
         " and the spread of the prediction" if joined.std is not None else ""
     )
+    intro = f"Slide {joined.slide}. A predicted mean is smoother than what was measured: it leaves "
+    intro += "out what the image does not tell, and the noise of counting."
+    if joined.context is not None:
+        told = f"what the model was shown; hidden spots: {told}"
+        hidden, shown = (len(part.barcodes) for part in (joined.truth, joined.context))
+        intro += f" {shown} of {hidden + shown} spots were shown to the model, {hidden} were "
+        intro += "hidden from it; each map has the spots of the other as rings."
     return page.Section(
         id="maps",
         title="Genes over the tissue",
-        intro=f"Slide {joined.slide}. A predicted mean is smoother than what was measured: it "
-        "leaves out what the image does not tell, and the noise of counting.",
+        intro=intro,
         blocks=tuple(
             page.Figure(
                 image=image, alt=f"{gene} over the tissue: {told}.", caption=f"{gene}: {told}."
@@ -286,13 +293,17 @@ def slide_name(prediction: anndata.AnnData, number: int) -> str:
 def unscored(
     predictions: Sequence[anndata.AnnData], genes: Sequence[str], dpi: int
 ) -> list[page.Section]:
-    """Maps of predictions without a truth."""
+    """Maps of predictions without a truth; beside them what they were given, where they hold it.
+
+    Raises:
+      PredictionError: as `report.without_truth`, or a prediction's account of its measured spots
+        cannot be read.
+    """
     sections = []
     for i, prediction in enumerate(predictions):
         name = slide_name(prediction, i)
         about = prediction.uns.get("stemjax", {})
         units = joining.VALUE_SPACES.get(str(about.get("value_space")), "predicted value")
-        place = truths.of_positions(prediction, where=name)
         panel = list(map(str, prediction.var_names))
         shown = list(genes) or [gene for gene in plots.MARKERS if gene in panel][:4] or panel[:4]
         columns = [_column(panel, gene) for gene in shown]
@@ -300,24 +311,26 @@ def unscored(
             :, columns
         ]
         spread = prediction.layers.get("stemjax_std")
+        place, given = inferred.places(prediction, columns, name)
         drawn = plots.maps(
             shown,
             None,
             mean,
-            plots.Tissue(xy=place.xy, diameter=place.diameter, unit=place.unit, image=place.image),
+            place,
             units=units,
             spread=None if spread is None else np.asarray(spread)[:, columns],
+            shown=given,
             dpi=dpi,
         )
+        told = "predicted" if given is None else "measured, and predicted"
         sections.append(
             page.Section(
                 id=f"slide-{i + 1}",
                 title=name,
-                intro=f"{prediction.n_obs} spots, {prediction.n_vars} genes, in {units}.",
+                intro=f"{inferred.counted(prediction, name)}. {prediction.n_vars} genes, in "
+                f"{units}.{inferred.SMOOTH if given is not None else ''}",
                 blocks=tuple(
-                    page.Figure(
-                        image=image, alt=f"{gene} over the tissue, predicted.", caption=gene
-                    )
+                    page.Figure(image=image, alt=f"{gene} over the tissue, {told}.", caption=gene)
                     for gene, image in zip(shown, drawn, strict=True)
                 ),
             )
@@ -331,8 +344,10 @@ def provenance(predictions: Sequence[anndata.AnnData]) -> tuple[tuple[str, str],
     for i, prediction in enumerate(predictions):
         about = prediction.uns.get("stemjax", {})
         for key, value in about.items():
-            if key not in ("model", "notice", "calibration") and str(value) not in ("", "[]"):
+            left_out = ("model", "notice", "calibration", "points")
+            if key not in left_out and str(value) not in ("", "[]"):
                 listed = isinstance(value, list | np.ndarray)
                 text = ", ".join(joining.names(value)) if listed else str(value)
+                text = inferred.hiding(text) if key == "hidden" else text
                 found.append((f"{slide_name(prediction, i)}: {key.replace('_', ' ')}", text))
     return tuple(found)

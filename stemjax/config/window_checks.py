@@ -1,0 +1,140 @@
+"""Values of windows, recovery and HisToSGE that cannot work, or do not go together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from stemjax import errors
+from stemjax.config.schema import Data, Diffusion, Experiment, Model
+
+WINDOW_OF = {"histosge": "neighbours", "histosge_published": "rows"}
+"""The kind of window that a kind of model works on; Stem takes none or ``neighbours``."""
+
+_LEAST = 6
+"""Spots in a window of neighbours: the spot itself and some whose distances are told."""
+
+
+def check_window(experiment: Experiment) -> None:
+    """Checks windows, hidden spots, and the model that is to see them.
+
+    Raises:
+      ConfigError: a value that cannot work, by its key.
+    """
+    window, model, diffusion = experiment.window, experiment.model, experiment.diffusion
+    bounds = {
+        "window.hide": ("at least 0 and at most 1", 0 <= window.hide <= 1, window.hide),
+        "window.noise": ("at least 0", window.noise >= 0, window.noise),
+        "data.hide_share": (
+            "above 0 and below 1",
+            0 < experiment.data.hide_share < 1,
+            experiment.data.hide_share,
+        ),
+        "data.hide_block": ("above 0", experiment.data.hide_block > 0, experiment.data.hide_block),
+        "model.head_width": ("at least 0", model.head_width >= 0, model.head_width),
+        "window.condition_noise": (
+            "at least 0",
+            window.condition_noise >= 0,
+            window.condition_noise,
+        ),
+        "window.kernels": ("at least 1", window.kernels >= 1, window.kernels),
+        "window.members": ("at least 1", window.members >= 1, window.members),
+        "window.bag": (
+            "at least 0 and below 1, and 0 for a single member",
+            0 <= window.bag < 1 and (window.members > 1 or not window.bag),
+            window.bag,
+        ),
+        "window.width": (
+            "a multiple of 4, its heads",
+            window.width > 0 and not window.width % 4,
+            window.width,
+        ),
+    }
+    for name, (expected, holds, found) in bounds.items():
+        if not holds:
+            raise errors.ConfigError(f"config.{name}", expected=expected, found=str(found))
+    least = _LEAST if window.kind == "neighbours" else 1
+    if window.length < least:
+        raise errors.ConfigError(
+            "config.window.length", expected=f"at least {least}", found=str(window.length)
+        )
+    _check_reaches(experiment)
+    wanted = WINDOW_OF.get(model.kind)
+    if wanted and window.kind != wanted:
+        raise errors.ConfigError(
+            f"config.window.kind={window.kind} with config.model.kind={model.kind}",
+            expected=wanted,
+            fix=f"set config.window.kind={wanted}",
+        )
+    if window.kind == "rows" and not wanted:
+        raise errors.ConfigError(
+            "config.window.kind=rows",
+            expected="config.model.kind=histosge_published to go with it",
+            found=model.kind,
+        )
+    if wanted:
+        _check_histosge(model, diffusion)
+    else:
+        _check_others(model)
+    if window.kind == "neighbours" and not wanted:
+        _check_stem(diffusion)
+    _check_lists(experiment.data)
+
+
+def _check_reaches(experiment: Experiment) -> None:
+    try:
+        good = all(reach > 0 for reach in experiment.window.reaches_um)
+    except ValueError:
+        good = False
+    if not good or not experiment.window.reaches_um:
+        raise errors.ConfigError(
+            "config.window.reaches",
+            expected="numbers above 0 (um), comma-separated",
+            found=repr(experiment.window.reaches),
+        )
+
+
+def _check_histosge(model: Model, diffusion: Diffusion) -> None:
+    plain = Diffusion()
+    for field in dataclasses.fields(Diffusion):
+        if getattr(diffusion, field.name) != getattr(plain, field.name):
+            raise errors.ConfigError(
+                f"config.diffusion.{field.name} with config.model.kind={model.kind}",
+                expected=f"{getattr(plain, field.name)!r}: it is no diffusion model",
+                found=repr(getattr(diffusion, field.name)),
+            )
+    for name, value in (("dtype", "float32"), ("attention", "auto"), ("remat", False)):
+        if getattr(model, name) != value:
+            raise errors.ConfigError(
+                f"config.model.{name} with config.model.kind={model.kind}",
+                expected=f"{value!r}: it has no such option",
+                found=repr(getattr(model, name)),
+            )
+
+
+def _check_others(model: Model) -> None:
+    if model.head_width:
+        raise errors.ConfigError(
+            f"config.model.head_width with config.model.kind={model.kind}",
+            expected="0: only HisToSGE has such an option",
+            found=str(model.head_width),
+        )
+
+
+def _check_stem(diffusion: Diffusion) -> None:
+    for name, value in (("process", "edm"), ("condition_dropout", 0.0), ("residual", False)):
+        if getattr(diffusion, name) != value:
+            raise errors.ConfigError(
+                f"config.diffusion.{name} with config.window.kind=neighbours",
+                expected=f"{value!r}: Stem with neighbours has no such option",
+                found=repr(getattr(diffusion, name)),
+            )
+
+
+def _check_lists(data: Data) -> None:
+    for name in ("recover", "train"):
+        if data.manifest and getattr(data, name):
+            raise errors.ConfigError(
+                f"config.data.{name} beside config.data.manifest",
+                expected="one of the two ways to say which slides train",
+                found=f"{name} {getattr(data, name)}, manifest {data.manifest}",
+            )

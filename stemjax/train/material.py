@@ -1,0 +1,178 @@
+"""Data of a run: which slides and spots it trains on, laid out for the loop, and its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from stemjax import __version__, config, errors, mesh
+from stemjax.data import folds, pipeline, records, space, splits
+from stemjax.data.hiding import Hiding
+from stemjax.data.laid import lay_windows
+from stemjax.data.shown import Shown
+from stemjax.names import split_names
+from stemjax.train import checkpoint
+from stemjax.train import origin as origins
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Material:
+    """Data of a run, laid out for it: what `gather` returns."""
+
+    card: checkpoint.Card
+    view: pipeline.View
+    schedule: pipeline.Schedule
+    val: records.Table | None
+    source: records.Records
+
+
+def choose_split(experiment: config.Experiment, patients: Mapping[str, str | None]) -> splits.Split:
+    """Returns the slides' roles: by the manifest's fold, or by the lists of test and val slides.
+
+    A patient on both sides is one line in the log at level warning, or with
+    ``config.data.leakage=refuse`` an error.
+
+    Args:
+      experiment: says which slides are held out.
+      patients: patient of each slide there is, None where unknown.
+
+    Raises:
+      SplitError: the slides held out do not fit those there are, or a patient is on both sides.
+    """
+    data = experiment.data
+    if data.manifest:
+        split = folds.read_fold(data.manifest, data.fold, patients)
+    else:
+        split = splits.make_split(
+            patients,
+            test=experiment.test_slides,
+            val=experiment.val_slides,
+            recover=experiment.recover_slides,
+            train=split_names(data.train),
+        )
+    if data.leakage == "refuse":
+        splits.require_apart(split)
+    if split.leaks and jax.process_index() == 0:
+        _log.warning(
+            "LEAK: test slides share a patient with training (%s): every number on them is "
+            "interpolation within a patient, not prediction for a new one",
+            "; ".join(split.leaks),
+        )
+    return split
+
+
+def gather(
+    experiment: config.Experiment,
+    source: records.Records,
+    layout: mesh.Layout | None = None,
+    origin: origins.Origin | None = None,
+) -> Material:
+    """Returns the view, the schedule and the card of an experiment on given records.
+
+    Args:
+      experiment: which slides, and how they become arrays.
+      source: records of the slides.
+      layout: devices for rows that lie there; one of them by default.
+      origin: where the weights come from, whose space is then the run's; None is from chance.
+
+    Raises:
+      SplitError: slides held out that the records lack, or on which the panel was chosen, or that
+        the weights to start from have seen.
+    """
+    split = choose_split(experiment, source.patients)
+    shown = choose_rows(experiment, source, split)
+    seen = split.seen_by_panel(source.panel.slides)
+    if seen and not experiment.data.allow_seen_panel:
+        raise errors.SplitError(
+            f"test slide {', '.join(seen)}",
+            expected="a gene panel chosen without it",
+            found=f"a panel chosen on {', '.join(source.panel.slides)}",
+            fix=f"run `stemjax prepare --test {','.join(split.test)}` into another folder, or set "
+            "config.data.allow_seen_panel=True and say so beside the result",
+        )
+    if origin is not None:
+        origins.require_unseen(origin.about, split)
+        fitted = origin.space
+    else:
+        fitted = space.Space.fit(
+            shown.tables(),
+            genes=source.genes,
+            transform=experiment.data.transform,
+            standardise_expression=experiment.data.standardise_expression,
+            standardise_condition=experiment.data.standardise_condition,
+        )
+    laid = None
+    if experiment.window.kind != "none":
+        laid = lay_windows(shown, experiment.window.kind, experiment.window.length)
+    card = checkpoint.Card(
+        experiment=experiment,
+        space=fitted,
+        contract=source.contract,
+        split=describe_split(split, source, shown.hiding),
+        panel=source.panel.to_json(),
+        versions={
+            "stemjax": __version__,
+            **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+        },
+        start=None if origin is None else origin.about,
+    )
+    return Material(
+        card=card,
+        view=pipeline.choose_view(
+            source,
+            split.fitted,
+            fitted,
+            residence=experiment.data.residence,
+            sharding=layout.replicated if layout else None,
+            shown=shown if split.recover else None,
+            windows=laid,
+        ),
+        schedule=pipeline.Schedule(
+            n=shown.n if laid is None else laid.windows.n,
+            batch=experiment.train.batch,
+            seed=experiment.seed,
+            variants=source.variants if experiment.data.augment else 1,
+        ),
+        val=source.load(split.val) if split.val else None,
+        source=source,
+    )
+
+
+def choose_rows(
+    experiment: config.Experiment, source: records.Records, split: splits.Split
+) -> Shown:
+    """Returns the rows that a run trains on: of slides to recover, those that are not hidden."""
+    data = experiment.data
+    hidden = Hiding(
+        how=data.hide, share=data.hide_share, seed=data.hide_seed, block=data.hide_block
+    )
+    return Shown(
+        records=source,
+        slides=split.fitted,
+        hiding=hidden if split.recover else None,
+        partly=split.recover,
+    )
+
+
+def describe_split(
+    split: splits.Split, source: records.Records, hiding: Hiding | None
+) -> dict[str, Any]:
+    """Returns the split as a card holds it."""
+    seen = (*split.fitted, *split.val)
+    found: dict[str, Any] = {
+        "train": list(split.fitted),
+        "val": list(split.val),
+        "test": list(split.test),
+        "kind": split.kind,
+        "digests": {name: source.slides[name].digest for name in seen},
+    }
+    if hiding is None:
+        return found
+    return {**found, "recover": list(split.recover), "hiding": hiding.to_json()}
