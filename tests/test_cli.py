@@ -106,8 +106,8 @@ def test_the_prediction_has_its_slots(made):
     assert list(about["train_slides"]) == ["P1", "P2"]
     assert about["split_kind"] == "new patient"
     library = result.uns["spatial"]["R1"]
-    image, scale = library["images"]["downscaled_fullres"], library["scalefactors"]
-    assert image.shape[0] / 1290 == pytest.approx(scale["tissue_downscaled_fullres_scalef"])
+    image, scale = library["images"]["hires"], library["scalefactors"]
+    assert image.shape[0] / 1290 == pytest.approx(scale["tissue_hires_scalef"])
     assert scale["spot_diameter_fullres"] == pytest.approx(145, rel=1e-3)  # 100 um at 200/290
 
 

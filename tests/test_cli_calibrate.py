@@ -13,7 +13,8 @@ import pytest
 from stemjax import cli
 from stemjax.eval import calibrate, joining
 from stemjax.export import bundle
-from stemjax.train import calibration, checkpoint, loop
+from stemjax.train import calibration, checkpoint
+from stemjax.train import material as material_lib
 
 LEVELS = ["50%", "80%", "90%", "95%"]
 LAYERS = [f"stemjax_{end}_{level}" for level in (50, 80, 90, 95) for end in ("lower", "upper")]
@@ -23,7 +24,7 @@ LAYERS = [f"stemjax_{end}_{level}" for level in (50, 80, 90, 95) for end in ("lo
 def made(toy_records, toy_experiment, tmp_path_factory):
     """A model as a bundle and as a workdir: weights away from the initial ones, not trained."""
     out = tmp_path_factory.mktemp("calibrate")
-    card = loop.gather(toy_experiment, toy_records).card
+    card = material_lib.gather(toy_experiment, toy_records).card
     params = card.task.init(jax.random.key(1))
     keys = iter(jax.random.split(jax.random.key(2), 100))
     moved = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)

@@ -9,7 +9,7 @@ import pytest
 
 from stemjax import cli, config, errors
 from stemjax.data import folds, splits
-from stemjax.train import loop
+from stemjax.train import material as material_lib
 
 PATIENTS = {"T1": "P", "T2": "P", "V1": "Q", "X1": "R"}  # of the toy records
 
@@ -62,7 +62,7 @@ def test_a_fold_is_what_a_run_trains_on(toy_records, toy_experiment, tmp_path):
     made = {"one": splits.split_by_role({"T2": "train", "V1": "val", "X1": "test"}, PATIENTS)}
     folds.write_manifest(made, tmp_path / "f.csv")
     experiment = on(toy_experiment, manifest=str(tmp_path / "f.csv"), fold="one")
-    material = loop.gather(experiment, toy_records)
+    material = material_lib.gather(experiment, toy_records)
     split = material.card.split
     assert {role: split[role] for role in ("train", "val", "test")} == {
         "train": ["T2"],  # T1 is not in the fold and takes no part
@@ -74,23 +74,25 @@ def test_a_fold_is_what_a_run_trains_on(toy_records, toy_experiment, tmp_path):
     assert material.val is not None
     assert material.val.slides == ("V1",)
     with pytest.raises(errors.SplitError, match="no fold 'two'"):
-        loop.gather(on(experiment, manifest=str(tmp_path / "f.csv"), fold="two"), toy_records)
+        material_lib.gather(
+            on(experiment, manifest=str(tmp_path / "f.csv"), fold="two"), toy_records
+        )
 
 
 def test_a_leak_is_one_loud_line_or_refused(toy_experiment, caplog):
     marked = on(toy_experiment, test="T1", val="V1")
     with caplog.at_level(logging.WARNING, logger="stemjax"):
-        split = loop.choose_split(marked, PATIENTS)
+        split = material_lib.choose_split(marked, PATIENTS)
     assert split.kind == "interpolation within a patient"
     (line,) = caplog.messages
     assert line.startswith("LEAK: test slides share a patient with training")
     assert "(patient P: test T1, train T2)" in line
     caplog.clear()
     with pytest.raises(errors.SplitError, match="patient P: test T1, train T2"):
-        loop.choose_split(on(toy_experiment, test="T1", leakage="refuse"), PATIENTS)
+        material_lib.choose_split(on(toy_experiment, test="T1", leakage="refuse"), PATIENTS)
     # Nothing is said or refused where there is no leak.
     for leakage in ("mark", "refuse"):
-        loop.choose_split(on(toy_experiment, test="X1", leakage=leakage), PATIENTS)
+        material_lib.choose_split(on(toy_experiment, test="X1", leakage=leakage), PATIENTS)
     assert caplog.messages == []
 
 

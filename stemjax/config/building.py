@@ -107,7 +107,7 @@ def flops_per_evaluation(experiment: Experiment, *, genes: int, condition: int) 
     """Returns the floating-point operations of one evaluation of an experiment's network.
 
     For one spot (of a network of windows, for one window), by formula; a training step costs three
-    times as many.
+    times as many. Of Stem with neighbours, those of its diffusion network.
     """
     shape = network_shape(experiment, genes=genes, condition=condition)
     if isinstance(shape, histosge.HisToSGEConfig):

@@ -106,7 +106,7 @@ class Window:
 
     kind: Literal["none", "neighbours", "rows"] = "none"
     length: int = 25
-    hide: float = 0.5
+    hide: float = 0.0
     noise: float = 0.0
     condition_noise: float = 0.0
     kernels: int = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from stemjax import errors
-from stemjax.config.schema import Data, Diffusion, Experiment, Model
+from stemjax.config.schema import Data, Diffusion, Experiment, Model, Window
 
 WINDOW_OF = {"histosge": "neighbours", "histosge_published": "rows"}
 """The kind of window that a kind of model works on; Stem takes none or ``neighbours``."""
@@ -72,7 +72,7 @@ def check_window(experiment: Experiment) -> None:
             found=model.kind,
         )
     if wanted:
-        _check_histosge(model, diffusion)
+        _check_histosge(experiment)
     else:
         _check_others(model)
     if window.kind == "neighbours" and not wanted:
@@ -93,7 +93,8 @@ def _check_reaches(experiment: Experiment) -> None:
         )
 
 
-def _check_histosge(model: Model, diffusion: Diffusion) -> None:
+def _check_histosge(experiment: Experiment) -> None:
+    model, window, diffusion = experiment.model, experiment.window, experiment.diffusion
     plain = Diffusion()
     for field in dataclasses.fields(Diffusion):
         if getattr(diffusion, field.name) != getattr(plain, field.name):
@@ -108,6 +109,25 @@ def _check_histosge(model: Model, diffusion: Diffusion) -> None:
                 f"config.model.{name} with config.model.kind={model.kind}",
                 expected=f"{value!r}: it has no such option",
                 found=repr(getattr(model, name)),
+            )
+
+    if experiment.train.remat == "blocks":
+        raise errors.ConfigError(
+            f"config.train.remat=blocks with config.model.kind={model.kind}",
+            expected="auto or none: it has no such option",
+        )
+    # A member that leaves spots out serves Stem with neighbours; the published form sees no
+    # measurement that could be hidden or disturbed, and interpolates none.
+    useless = ["bag"]
+    if model.kind == "histosge_published":
+        useless += ["hide", "noise", "kernels"]
+    for name in useless:
+        default = getattr(Window(), name)
+        if getattr(window, name) != default:
+            raise errors.ConfigError(
+                f"config.window.{name} with config.model.kind={model.kind}",
+                expected=f"{default!r}: it has no such option",
+                found=repr(getattr(window, name)),
             )
 
 

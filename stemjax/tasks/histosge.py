@@ -86,7 +86,8 @@ class HisToSGETask:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Returns the mean squared error over the spots that are asked for.
 
-        Members are trained each for itself: it is the mean of their losses.
+        Members are trained each for itself, but for the clip of their common gradient: it is the
+        mean of their losses.
         """
         given: Any = batch
         weight = self._trained_on(jnp.asarray(given["xy"]))

@@ -106,7 +106,7 @@ class NeighbourTask:
         logits = -square[:, None] / (2 * reach[None, :, None] ** 2)
         shown = given["shown"][:, None]
         # Relative to the nearest, so that far neighbours alone still have weights.
-        weights = jax.nn.softmax(jnp.where(shown > 0, logits, -1e30), axis=-1) * shown
+        weights = jax.nn.softmax(jnp.where(shown > 0, logits, -1e30), axis=-1)
         return jnp.einsum("bml,blg->bmg", weights, windows.seen(given["x0"], given["shown"]))
 
     def summary(self, given: windows.Inputs) -> Float[Array, "b s"]:

@@ -112,6 +112,7 @@ def require_start(
     same = {
         "data": ("transform", "standardise_expression", "standardise_condition"),
         "diffusion": ("sigma_data", "residual", "marginal"),
+        "window": ("kind", "reaches"),
     }
     for group, names in same.items():
         theirs, ours = getattr(start.card.experiment, group), getattr(experiment, group)

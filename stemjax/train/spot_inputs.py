@@ -52,7 +52,6 @@ def make_inputs(
     source: records.Records,
     *,
     measured: Bool[np.ndarray, " n"] | None = None,
-    context: records.Table | None = None,
 ) -> Inputs:
     """Returns what a model takes for every spot of a table.
 
@@ -63,22 +62,18 @@ def make_inputs(
       table: the spots asked for.
       source: records of their slides, for the pixel size.
       measured: which of them are measured and may be shown to others; all by default.
-      context: further spots, which may be shown and are not asked for: the measured spots of a
-        slide whose new points are asked for.
     """
     window, fitted = card.experiment.window, card.space
     if window.kind == "none":
         cond = fitted.encode_condition(table.embeddings[:, 0])
         return Inputs(tree=cond, table=table, asking=np.arange(table.n), place=None)
-    every = table if context is None else joined_tables(table, context)
     shown = np.ones(table.n, bool) if measured is None else np.asarray(measured)
-    shown = np.concatenate([shown, np.ones(every.n - table.n, bool)])
-    xy = windows.positions_um(every, source.slides)
+    xy = windows.positions_um(table, source.slides)
     arrays = {
-        "cond": fitted.encode_condition(every.embeddings[:, 0]),
-        "x0": fitted.encode_expression(every.counts, every.total, every.mask),
+        "cond": fitted.encode_condition(table.embeddings[:, 0]),
+        "x0": fitted.encode_expression(table.counts, table.total, table.mask),
         "xy": xy.astype(np.float32),
-        "place": np.asarray(every.array_xy, np.float32),
+        "place": np.asarray(table.array_xy, np.float32),
     }
     if window.kind == "rows":
         # No measurement is seen, so points and spots lie in windows of their own: points, which no
@@ -89,10 +84,9 @@ def make_inputs(
     else:
         made = windows.neighbourhoods(
             xy,
-            every.slide_index,
+            table.slide_index,
             np.flatnonzero(shown),
             length=window.length,
-            queries=np.arange(table.n),
         )
         place = None
     return Inputs(

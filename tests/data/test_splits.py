@@ -119,3 +119,75 @@ def test_roles_given_one_by_one():
     assert split.patients == {"B4": "B", "C2": "C", "C5": "C"}
     with pytest.raises(errors.SplitError, match="found 1 test and 1 val slides of 2"):
         splits.split_by_role({"C5": "test", "C2": "val"}, PATIENTS)
+
+
+def test_slides_to_recover_train_alone_or_with_those_named():
+    split = splits.make_split(PATIENTS, recover=["D1"])
+    assert (split.train, split.recover, split.fitted) == ((), ("D1",), ("D1",))
+    assert (split.val, split.test) == ((), ())
+    # The others have no role, and their patients take no part.
+    assert split.patients == {"D1": "D"}
+    beside = splits.make_split(PATIENTS, recover=["D1", "B4"], train=["C5", "C2"], val=["C3"])
+    assert (beside.train, beside.recover) == (("C2", "C5"), ("B4", "D1"))
+    assert beside.fitted == ("B4", "C2", "C5", "D1")
+    assert beside.patients == PATIENTS
+
+
+def test_only_the_slides_named_train():
+    split = splits.make_split(PATIENTS, train=["C5"], test=["D1"])
+    assert (split.train, split.fitted, split.test) == (("C5",), ("C5",), ("D1",))
+    assert split.patients == {"C5": "C", "D1": "D"}
+    assert split.recover == ()
+    # Without either list every other slide trains, as ever.
+    assert splits.make_split(PATIENTS, test=["D1"]).fitted == ("B4", "C2", "C3", "C5")
+
+
+@pytest.mark.parametrize(
+    ("roles", "kind"),
+    [
+        ({"recover": ["D1"]}, "recovery within a slide"),
+        ({"recover": ["D1"], "val": ["C5"]}, "recovery within a slide"),
+        ({"recover": ["D1"], "train": ["C5"]}, "recovery within a slide"),
+        ({"train": ["C5"]}, "no test slide"),
+        # With a test slide the split is about that one, and a slide to recover is training.
+        ({"recover": ["D1"], "test": ["B4"]}, "new patient"),
+        ({"recover": ["C2"], "test": ["C5"]}, "interpolation within a patient"),
+    ],
+)
+def test_kind_of_a_split_with_slides_to_recover(roles, kind):
+    assert splits.make_split(PATIENTS, **roles).kind == kind
+
+
+def test_measured_spots_of_a_test_patient_are_a_leak():
+    split = splits.make_split(PATIENTS, recover=["C2"], test=["C5"], train=["B4"])
+    assert split.shared_patients == ("C",)
+    assert split.leaks == ("patient C: test C5, train C2",)
+    with pytest.raises(errors.SplitError, match="patient C"):
+        splits.require_apart(split)
+    unknown = splits.make_split(PATIENTS | {"C2": None}, recover=["C2"], test=["D1"])
+    assert unknown.kind == "patient unknown"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("test", "recover"), ("val", "recover"), ("recover", "train"), ("test", "train"),
+     ("val", "train"), ("test", "val")],
+)  # fmt: skip
+def test_no_slide_is_in_two_lists(first, second):
+    named = {first: ["C5", "D1"], second: ["C5"]}
+    with pytest.raises(errors.SplitError, match=rf"^C5 would be both a {first} and a {second}"):
+        splits.make_split(PATIENTS, **named)
+
+
+@pytest.mark.parametrize("role", ["recover", "train"])
+def test_lists_of_training_slides_are_checked_too(role):
+    with pytest.raises(errors.SplitError, match=f"The {role} slides.*'C22'|'C22'.*{role} slides"):
+        splits.make_split(PATIENTS, **{role: ["C22"]})
+    with pytest.raises(errors.SplitError, match=f"{role} slides name D1 more than once"):
+        splits.make_split(PATIENTS, **{role: ["D1", "D1"]})
+
+
+def test_roles_given_one_by_one_may_be_to_recover():
+    split = splits.split_by_role({"B4": "recover", "C5": "test"}, PATIENTS)
+    assert (split.train, split.recover, split.fitted) == ((), ("B4",), ("B4",))
+    assert split.kind == "new patient"

@@ -12,13 +12,14 @@ import pytest
 
 from stemjax import config, errors, mesh, tasks
 from stemjax.eval import calibrate, conformal, joining, metrics, predict, regression, steering
-from stemjax.train import checkpoint, loop
+from stemjax.train import checkpoint
+from stemjax.train import material as material_lib
 
 
 @pytest.fixture(scope="module")
 def trained(toy_records, toy_experiment) -> checkpoint.Trained:
     """Weights away from the initial ones, without the cost of training."""
-    card = loop.gather(toy_experiment, toy_records).card
+    card = material_lib.gather(toy_experiment, toy_records).card
     params = card.task.init(jax.random.key(1))
     keys = iter(jax.random.split(jax.random.key(2), 100))
     moved = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
@@ -67,6 +68,27 @@ def test_an_h5ad_reads_back_with_its_account(trained, toy_records, tmp_path):
     assert list(back.uns["stemjax"]["train_slides"]) == ["T1", "T2"]
     assert back.uns["stemjax"]["evaluations_per_spot"] == 4
     assert [item.name for item in path.parent.iterdir()] == ["out.h5ad"]
+
+
+def test_scanpy_and_squidpy_find_the_image_and_the_size_of_spots_without_one(trained, toy_records):
+    sampling = tasks.Sampling(mode="mean")
+    info = toy_records.slides["X1"]
+    bare = dataclasses.replace(
+        toy_records,
+        slides={**toy_records.slides, "X1": dataclasses.replace(info, thumbnail_scale=None)},
+    )
+    held = {
+        name: predict.predict_slide(trained, source, "X1", sampling).uns["spatial"]["X1"]
+        for name, source in (("image", toy_records), ("none", bare))
+    }
+    pixels, scale = toy_records.thumbnail("X1")
+    # Both look for the image "hires" and its scale where they are told nothing.
+    np.testing.assert_array_equal(held["image"]["images"]["hires"], pixels)
+    assert held["image"]["scalefactors"]["tissue_hires_scalef"] == scale != 1.0
+    assert held["none"]["images"] == {}
+    assert held["none"]["scalefactors"]["tissue_hires_scalef"] == 1.0
+    for one in held.values():
+        assert one["scalefactors"]["spot_diameter_fullres"] == 100.0
 
 
 def test_a_summary_on_the_device_is_that_of_the_draws_that_were_not_kept(trained, toy_records):

@@ -17,7 +17,8 @@ from stemjax import errors, tasks
 from stemjax.data import transforms
 from stemjax.diffusion import noise
 from stemjax.eval import metrics, mismatch, predict, steering
-from stemjax.train import checkpoint, loop
+from stemjax.train import checkpoint
+from stemjax.train import material as material_lib
 
 DRAWS = tasks.Sampling(mode="draws", n_draws=4, steps=3)
 GIVEN = ("TOY01", "TOY06")
@@ -51,7 +52,9 @@ class LinearCard(checkpoint.Card):
 def card(toy_records, toy_experiment) -> checkpoint.Card:
     """The card of a model that knows the null condition."""
     diffusion = dataclasses.replace(toy_experiment.diffusion, condition_dropout=0.1)
-    return loop.gather(dataclasses.replace(toy_experiment, diffusion=diffusion), toy_records).card
+    return material_lib.gather(
+        dataclasses.replace(toy_experiment, diffusion=diffusion), toy_records
+    ).card
 
 
 def _linear(card: checkpoint.Card, seed: int = 0, **diffusion) -> checkpoint.Trained:

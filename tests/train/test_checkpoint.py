@@ -48,7 +48,7 @@ def test_restored_weights_validate_as_they_did(workdir, toy_records):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = next(line for line in lines if line["step"] == best.step and "val_mse" in line)
     table = toy_records.load(["V1"])
-    found = loop.make_validate(best.card, best.card.task, table)(best.params)
+    found = loop.make_validate(best.card, best.card.task, table, toy_records)(best.params)
     assert found["val_mse"] == pytest.approx(logged["val_mse"], rel=1e-6)
 
 

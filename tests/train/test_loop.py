@@ -13,6 +13,7 @@ import pytest
 from stemjax import config, errors, mesh
 from stemjax.data import pipeline
 from stemjax.train import checkpoint, loop
+from stemjax.train import material as material_lib
 from stemjax.train import step as steps
 
 
@@ -142,7 +143,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(
     loop.train(toy_experiment, toy_records, tmp_path, layout=_one_device(), stop_at=6)
     good = _weights(tmp_path)
     poisoned = _replaced(toy_experiment, "optim", learning_rate=3e-3)
-    original = loop.gather
+    original = material_lib.gather
 
     def with_nan(*args):
         material = original(*args)
@@ -158,7 +159,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_never_saved(
         return dataclasses.replace(material, view=Poisoned())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "gather", with_nan)
+        patch.setattr(material_lib, "gather", with_nan)
         with pytest.raises(errors.NonFiniteError, match="step 6 is saved and whole"):
             loop.train(poisoned, toy_records, tmp_path, layout=_one_device())
     chex.assert_trees_all_equal(_weights(tmp_path), good)
@@ -170,13 +171,13 @@ def test_a_test_slide_that_chose_the_panel_is_refused(toy_records, toy_experimen
         loop.train(seen, toy_records, tmp_path)
     assert "stemjax prepare --test T2" in error.value.fix
     allowed = _replaced(seen, "data", allow_seen_panel=True)
-    material = loop.gather(allowed, toy_records)
+    material = material_lib.gather(allowed, toy_records)
     assert material.card.split["test"] == ["T2"]
     assert material.card.split["kind"] == "interpolation within a patient"
 
 
 def test_a_slide_held_out_is_never_in_a_batch_nor_in_the_space(toy_records, toy_experiment):
-    material = loop.gather(toy_experiment, toy_records)
+    material = material_lib.gather(toy_experiment, toy_records)
     table = toy_records.load(["T1", "T2"])
     assert material.schedule.n == table.n
     values = material.card.space.forward(table.counts, table.total)

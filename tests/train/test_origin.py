@@ -147,6 +147,8 @@ def test_another_start_is_another_run(base, tuned, tuning, toy_records):
     [
         ({"model": {"width": 32}}, errors.CheckpointMismatchError, "weights to start from"),
         ({"data": {"test": "T1"}}, errors.SplitError, "has not|not seen"),
+        # Even of half of its spots: the weights have seen all of them.
+        ({"data": {"recover": "T1"}}, errors.SplitError, "slide T1, held out here"),
         ({"data": {"transform": "log1p"}}, errors.ConfigError, r"data\.transform"),
         ({"diffusion": {"sigma_data": 0.5}}, errors.ConfigError, "sigma_data"),
         (

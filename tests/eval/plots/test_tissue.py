@@ -57,9 +57,62 @@ def test_without_measurement_or_spread_there_are_fewer_panels(figures):
         assert not any("PCC" in text for text in texts(figure))
 
 
+def rings(axis):
+    (found,) = (c for c in axis.collections[1:] if isinstance(c, collections.EllipseCollection))
+    return found
+
+
+HIDDEN = GRID[:, 0] < 4
+PART = dataclasses.replace(PLACE, xy=PLACE.xy[HIDDEN])
+
+
+def test_what_was_shown_is_a_panel_of_its_own_and_the_others_are_rings(figures):
+    shown = plots.Shown(xy=PLACE.xy[~HIDDEN], diameter=100.0, values=9 + MEASURED[~HIDDEN])
+    values = [v[HIDDEN] for v in (MEASURED, PREDICTED, SPREAD)]
+    plots.maps(GENES, *values[:2], PART, units="u", spread=values[2], shown=shown)
+    for column, figure in enumerate(figures):
+        axes = figure.axes[:4]
+        assert [axis.get_title() for axis in axes] == [
+            "shown", "hidden: measured", "hidden: predicted", "predicted spread",
+        ]  # fmt: skip
+        drawn = [axis.collections[0] for axis in axes]
+        np.testing.assert_array_equal(drawn[0].get_array(), shown.values[:, column])
+        for panel, expected in zip(drawn[1:], values, strict=True):
+            np.testing.assert_array_equal(panel.get_array(), expected[:, column])
+        for axis in axes:
+            filled = ~HIDDEN if axis is axes[0] else HIDDEN
+            np.testing.assert_array_equal(axis.collections[0].get_offsets(), PLACE.xy[filled])
+            np.testing.assert_array_equal(rings(axis).get_offsets(), PLACE.xy[~filled])
+            assert len(rings(axis).get_facecolors()) == 0
+            # All panels show the same part of the tissue, that of all spots.
+            assert axis.get_xlim() == axes[0].get_xlim()
+            assert axis.get_xlim()[0] < PLACE.xy[:, 0].min() - 50
+            assert axis.get_xlim()[1] > PLACE.xy[:, 0].max() + 50
+        # One colour scale for what was shown, measured and predicted.
+        assert drawn[0].norm is drawn[1].norm is drawn[2].norm
+        assert drawn[0].norm.vmax > 9
+        assert drawn[3].norm is not drawn[0].norm
+        assert any("PCC 1.00" in text for text in texts(figure))  # of the hidden spots
+
+
+def test_points_between_have_dots_of_their_own_size_and_no_rings(figures):
+    small = dataclasses.replace(PLACE, diameter=40.0)
+    shown = plots.Shown(xy=PART.xy, diameter=100.0, values=MEASURED[HIDDEN])
+    plots.maps(GENES[:1], None, PREDICTED, small, units="u", shown=shown)
+    first, second = figures[0].axes[:2]
+    assert [axis.get_title() for axis in (first, second)] == ["measured", "predicted"]
+    assert first.images  # the H&E lies under both
+    assert second.images
+    np.testing.assert_array_equal(spots(first).get_widths(), 100.0)
+    np.testing.assert_array_equal(spots(first).get_array(), MEASURED[HIDDEN, 0])
+    np.testing.assert_array_equal(spots(second).get_widths(), 40.0)
+    np.testing.assert_array_equal(spots(second).get_offsets(), PLACE.xy)
+    assert first.get_xlim() == second.get_xlim()
+
+
 def test_a_large_image_is_made_smaller_and_stays_where_it_was(figures):
     factor = 7
-    small = maps_of._shrunk(PLACE, 450)  # 1,608 um at 2 pixels a um are 3,216 pixels
+    small = maps_of.fit_image(PLACE, 450)  # 1,608 um at 2 pixels a um are 3,216 pixels
     pixels, scale = small.image
     assert scale == 2.0 / factor
     np.testing.assert_allclose(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import re
 
 import anndata
@@ -242,6 +243,125 @@ def test_without_a_truth_there_are_maps_and_no_scores(source):
     assert "A2: mode draws" in text
     del made.obsm["spatial"]
     with pytest.raises(errors.PredictionError, match="no spot coordinates"):
+        report.without_truth([made])
+
+
+HIDDEN = np.random.default_rng(5).permutation(108) < 40
+
+
+def caught_maps(monkeypatch):
+    """What is drawn as maps: arguments and options of each call."""
+    shown, maps = [], plots.maps
+    monkeypatch.setattr(
+        plots, "maps", lambda *args, **kwargs: shown.append((args, kwargs)) or maps(*args, **kwargs)
+    )
+    return shown
+
+
+def test_a_recovered_slide_shows_what_was_given_and_what_was_hidden(source, monkeypatch):
+    drawn = caught_maps(monkeypatch)
+    made = with_draws(
+        source, hidden=json.dumps({"how": "blocks", "share": 0.4, "seed": 3, "block": 5.0})
+    )
+    made.obs["stemjax_measured"] = ~HIDDEN
+    page, result = rendered(made, source, genes=("G3", "G1"))
+    (names, measured, mean, tissue), options = drawn[0]
+    true, table = truth(source, "A2")[:, [3, 1]], source.load(["A2"])
+    assert names == ["G3", "G1"]
+    np.testing.assert_allclose(measured, true[HIDDEN], rtol=1e-6)
+    np.testing.assert_allclose(mean, np.asarray(made.X)[HIDDEN][:, [3, 1]], rtol=1e-6)
+    np.testing.assert_allclose(options["spread"].shape, (40, 2))
+    np.testing.assert_allclose(tissue.xy, 10.0 * table.pixel_xy[HIDDEN])
+    np.testing.assert_allclose(options["shown"].values, true[~HIDDEN], rtol=1e-6)
+    np.testing.assert_allclose(options["shown"].xy, 10.0 * table.pixel_xy[~HIDDEN])
+    assert options["shown"].diameter == tissue.diameter == 100.0
+    text = Text(page).text
+    every = result["slides"][0]["all_spots"]
+    for part in (
+        "68 of 108 spots were shown to the model, 40 were hidden from it",
+        f"On all 108 spots of A2, the shown ones too (as published, no test): "
+        f"PCC {every['pcc']:.3f}, MSE {every['mse']:.3f}.",
+        "nearest measured mean",
+        "than ridge + neighbours",
+        "40% of the slide, squares of 5 x 5 spots, seed 3",
+    ):
+        assert part in text, part
+    assert "G3 over the tissue: what the model was shown; hidden spots:" in " ".join(images(page))
+    plain = Text(rendered(with_draws(source), source, genes=("G3",))[0]).text
+    assert "On all 108 spots" not in plain
+    assert "shown to the model" not in plain
+    assert drawn[1][1]["shown"] is None
+
+
+def dense(source, *, factor=2, **about):
+    """A prediction of A2 with points between its spots, and what was measured."""
+    table = source.load(["A2"])
+    xy, rng = np.asarray(table.pixel_xy, float), np.random.default_rng(1)
+    steps = np.stack(np.meshgrid(np.arange(factor), np.arange(factor)), -1).reshape(-1, 2)[1:]
+    between = (xy[:, None] + 20.0 / factor * steps).reshape(-1, 2)
+    n = 108 + len(between)
+    made = anndata.AnnData(
+        X=rng.normal(3, 1, (n, 14)).astype(np.float32),
+        obs=pd.DataFrame({"stemjax_measured": np.arange(n) < 108}, index=list(map(str, range(n)))),
+        var=pd.DataFrame(index=list(source.genes)),
+    )
+    made.obsm["spatial"] = np.concatenate([xy, between])
+    factors = {"spot_diameter_fullres": 10.0, "microns_per_pixel": 10.0}
+    made.uns["spatial"] = {"A2": {"images": {}, "scalefactors": factors}}
+    made.uns["stemjax"] = {"slide": "A2", "value_space": "log2p1", "mode": "mean"} | about
+    made.uns["stemjax"]["points"] = json.dumps({"spots": 108, "points": len(between)})
+    observed = np.full((n, 14), np.nan, np.float32)
+    observed[:108] = truth(source, "A2")
+    made.layers["stemjax_observed"] = observed
+    return made
+
+
+@pytest.mark.parametrize(("factor", "diameter"), [(2, 80.0), (4, 40.0), (1, 100.0)])
+def test_points_between_the_spots_are_mapped_beside_what_was_measured(
+    source, monkeypatch, factor, diameter
+):
+    """Spots 200 um apart and 100 um wide; dots of the prediction never touch."""
+    drawn = caught_maps(monkeypatch)
+    made = dense(source, factor=factor)
+    page = report.without_truth([made], genes=("G2", "G0"))
+    (names, measured, mean, tissue), options = drawn[0]
+    assert names == ["G2", "G0"]
+    assert measured is None
+    np.testing.assert_allclose(mean, np.asarray(made.X)[:, [2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(tissue.xy, 10.0 * made.obsm["spatial"])
+    assert tissue.diameter == pytest.approx(diameter)
+    assert options["shown"].diameter == 100.0
+    np.testing.assert_allclose(options["shown"].values, truth(source, "A2")[:, [2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(options["shown"].xy, 10.0 * made.obsm["spatial"][:108])
+    text = Text(page).text
+    points = 108 * (factor**2 - 1)
+    if points:
+        assert f"108 measured spots; {points} inferred: {points} points between. 14 genes" in text
+        assert "is inferred and was never measured" in text
+    else:
+        assert "108 measured spots, each predicted from the others. 14 genes" in text
+    assert images(page)[0] == "G2 over the tissue, measured, and predicted."
+
+
+def test_hidden_spots_and_points_are_counted_apart(source, monkeypatch):
+    drawn = caught_maps(monkeypatch)
+    hidden = json.dumps({"how": "spots", "share": 0.4, "seed": 3, "block": 5.0})
+    made = dense(source, hidden=hidden)
+    measured = np.concatenate([~HIDDEN, np.zeros(324, bool)])
+    made.obs["stemjax_measured"] = measured
+    made.layers["stemjax_observed"][~measured] = np.nan
+    text = Text(report.without_truth([made], genes=("G2",))).text
+    assert "68 measured spots; 364 inferred: 40 hidden spots and 324 points between." in text
+    assert "hidden 40% of the slide, single spots, seed 3" in text
+    given = drawn[0][1]["shown"]
+    np.testing.assert_allclose(given.values, truth(source, "A2")[~HIDDEN][:, [2]], rtol=1e-6)
+    # Without the layer, a recovered slide is mapped alone and counted all the same.
+    del made.layers["stemjax_observed"]
+    text = Text(report.without_truth([made], genes=("G2",))).text
+    assert drawn[1][1]["shown"] is None
+    assert "68 measured spots; 364 inferred" in text
+    made.uns["stemjax"]["points"] = "{"
+    with pytest.raises(errors.PredictionError, match=r'"points"\] cannot be read'):
         report.without_truth([made])
 
 
