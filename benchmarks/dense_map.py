@@ -14,6 +14,8 @@ import pathlib
 
 import anndata
 import matplotlib
+import matplotlib.cm
+import matplotlib.colors
 
 matplotlib.use("Agg")
 
@@ -53,7 +55,7 @@ def main() -> None:
     finite = np.concatenate([v[np.isfinite(v)] for v in panels.values()])
     low, high = np.quantile(finite, [0.01, 0.99])
     figure, axes = plt.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
-    drawn = None
+    scale_of = matplotlib.cm.ScalarMappable(norm=matplotlib.colors.Normalize(low, high))
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
         if place.image is not None:
             pixels, scale = place.image
@@ -61,14 +63,14 @@ def main() -> None:
             axis.imshow(pixels, extent=(0, width / scale, height / scale, 0), alpha=0.45)
         at = np.isfinite(values)
         size = 26 if at.all() else 60
-        drawn = axis.scatter(
-            *place.xy[at].T, c=values[at], s=size, vmin=low, vmax=high, linewidths=0
+        axis.scatter(
+            *place.xy[at].T, c=values[at], s=size, norm=scale_of.norm, cmap=scale_of.cmap, lw=0
         )
         axis.set(title=f"{name}, {int(at.sum())} places", xticks=[], yticks=[], aspect="equal")
         margin = 150
         axis.set_xlim(place.xy[:, 0].min() - margin, place.xy[:, 0].max() + margin)
         axis.set_ylim(place.xy[:, 1].max() + margin, place.xy[:, 1].min() - margin)
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="log2(count + 1)")
+    figure.colorbar(scale_of, ax=axes, shrink=0.8, label="log2(count + 1)")
     figure.suptitle(args.gene)
     figure.savefig(args.png, dpi=110)
     print(f"wrote {args.png}")
