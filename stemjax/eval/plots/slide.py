@@ -34,7 +34,7 @@ MARKERS = (
 )
 """Genes that a pathologist knows, in the order in which `default_marker` looks for them."""
 
-_MODES = {"mean": "mean token", "pair": "antithetic pair", "draws": "average of draws"}
+_MODES = {"mean": "mean", "pair": "antithetic pair", "draws": "average of draws"}
 
 
 def default_marker(genes: Sequence[str], predicted: np.ndarray | None = None) -> str:

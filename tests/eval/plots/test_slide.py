@@ -192,7 +192,7 @@ def test_words_of_the_marker_figure_are_there_and_apart(source, drawn, draws):
     text = "\n".join(t for t, _, _ in told)
     said = ["ERBB2, slide S: PCC 1.00", "measured", "predicted", "log2(count + 1)", "500 µm"]
     if draws is None:
-        said += ["mean token, 1 network evaluation a spot"]
+        said += ["mean, 1 network evaluation a spot"]
     else:
         said += ["average of 5 draws, 40 network evaluations a spot", "standard deviation"]
     for part in said:
