@@ -361,7 +361,7 @@ def main() -> None:
     parser.add_argument("--sections", nargs="*", default=[], help="default: all")
     parser.add_argument("--blocks", nargs="*", default=[], help="sections hidden in blocks too")
     parser.add_argument(
-        "--in-full", nargs="*", default=["B1", "C5"], help="sections with a table of their own"
+        "--in-full", nargs="*", default=["B1", "C5"], help="sections with all models and a table"
     )
     parser.add_argument("--work", type=pathlib.Path, help="keep records and runs there")
     parser.add_argument("--json", type=pathlib.Path, help="default: in benchmarks/results")
@@ -388,7 +388,7 @@ def main() -> None:
             for section in names:
                 if section not in done:
                     print(f"{section}, {hide} hidden", flush=True)
-                    full = section in args.in_full
+                    full = section in args.in_full and hide == "spots"
                     chosen = [model for model in MODELS if model.everywhere or full]
                     done[section] = measure(folder, section, hide, chosen)
                     result["sections"][hide] = dict(sorted(done.items()))
