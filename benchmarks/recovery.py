@@ -297,8 +297,8 @@ def summary_markdown(sections: Mapping[str, Any], sees: str, hide: str) -> str:
     ]
     rows.append([f"**mean of {len(rows)}**", *average])
     seen = "positions" if sees == "positions" else "image and positions"
-    hidden = "half of the spots" if hide == "spots" else "half of the section, in blocks"
-    title = f"**From {seen}**, {hidden} hidden; PCC-all / MSE of the hidden spots"
+    hidden = "half of the spots hidden" if hide == "spots" else "half hidden, in whole blocks"
+    title = f"**From {seen}**, {hidden}; PCC-all / MSE of the hidden spots"
     lines = [title, samplers.markdown(["section", "HisToSGE", *shown], rows)]
     for rival in (*shown, "HisToSGE, positions alone"):
         count = better(sections, sees, rival)
