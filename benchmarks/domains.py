@@ -92,6 +92,7 @@ def measure(
             name=section,
         )
         line = {"label": label, "section": section, "patient": measured.patient}
+        line["resamples"] = RESAMPLES
         line |= {name: found[name] for name in ("spots", "classes", "left_out")}
         line["rows"] = {row["name"]: _scores(row) for row in found["rows"]}
         lines.append(plain.plain(line))
@@ -187,7 +188,9 @@ def label_markdown(
         + [_cell(row["ari"], digits=2) for row in line["rows"].values()]
         for line in lines
     ]
-    blocks = f"{RESAMPLES} resamples of blocks of spots within the section"
+    # Results from before they told it had the usual number.
+    made = lines[0].get("resamples", combine.RESAMPLES)
+    blocks = f"{made} resamples of blocks of spots within the section"
     return "\n\n".join([*parts, f"Each section; 95 % intervals: {blocks}.",
                         samplers.markdown(head, rows)])  # fmt: skip
 
