@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,14 +19,7 @@ def add(commands: options.Commands) -> None:
         "densify",
         help="predict expression at points between a slide's spots, on the array's own geometry",
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=pathlib.Path,
-        required=True,
-        metavar="DIR",
-        help="workdir of a run, or a bundle",
-    )
-    options.add_weights(parser)
+    options.add_checkpoint(parser)
     options.add_records(parser)
     parser.add_argument("--slide", required=True, metavar="ID", help="slide to densify")
     group = parser.add_mutually_exclusive_group()
@@ -52,13 +44,7 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "--mpp", type=float, metavar="UM", help="pixel size, where `prepare` was given one"
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes that embed patches (default: all cores)",
-    )
+    options.add_workers(parser)
     options.add_run(parser)
     options.add_sampling(parser)
     parser.add_argument(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pathlib
 from typing import Any
 
 from stemjax import names
@@ -18,6 +20,29 @@ def layout(name: str) -> Any:
     from stemjax.data import hest, st, visium
 
     return {"st": st, "hest": hest, "visium": visium}[name]
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--checkpoint`` and ``--weights``: the model."""
+    parser.add_argument(
+        "--checkpoint",
+        type=pathlib.Path,
+        required=True,
+        metavar="DIR",
+        help="workdir of a run, or a bundle",
+    )
+    add_weights(parser)
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--workers``: processes that embed patches."""
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that embed patches (default: all cores)",
+    )
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 def add(commands: options.Commands) -> None:
     """Adds the sub-command ``predict``."""
     parser = commands.add_parser("predict", help="predict a slide's expression into an .h5ad")
-    parser.add_argument(
-        "--checkpoint",
-        type=pathlib.Path,
-        required=True,
-        metavar="DIR",
-        help="workdir of a run, or a bundle",
-    )
-    options.add_weights(parser)
+    options.add_checkpoint(parser)
     options.add_records(parser)
     parser.add_argument("--slide", required=True, metavar="ID", help="slide to predict")
     options.add_run(parser)

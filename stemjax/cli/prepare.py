@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -70,13 +69,7 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "--shards", type=int, metavar="N", help="shards a slide (default: one per 128 MB)"
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes that embed patches (default: all cores)",
-    )
+    options.add_workers(parser)
     parser.set_defaults(run=_prepare)
 
 

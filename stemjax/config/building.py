@@ -6,16 +6,14 @@ import dataclasses
 
 from stemjax import tasks
 from stemjax.config.schema import Experiment
+from stemjax.config.window_checks import WINDOW_OF
 from stemjax.diffusion import noise
 from stemjax.models import histosge, lite, stem
-
-HISTOSGE = ("histosge", "histosge_published")
-"""Kinds of model that are no denoisers."""
 
 
 def make_task(experiment: Experiment, *, genes: int, condition: int) -> tasks.AnyTask:
     """Returns an experiment's task for ``genes`` genes and embeddings ``condition`` wide."""
-    if experiment.model.kind in HISTOSGE:
+    if experiment.model.kind in WINDOW_OF:
         return _make_histosge(experiment, genes=genes, condition=condition)
     diffusion, window = experiment.diffusion, experiment.window
     shape = network_shape(experiment, genes=genes, condition=condition)
@@ -79,7 +77,7 @@ def histosge_shape(
     """Returns the shape of the network of windows that an experiment has."""
     model, window = experiment.model, experiment.window
     given = {"genes": genes, "condition": condition, "kernels": window.kernels}
-    if model.kind in HISTOSGE:
+    if model.kind in WINDOW_OF:
         kept = ("width", "depth", "heads", "head_width", "mlp_ratio")
         return histosge.HisToSGEConfig(**given, **{name: getattr(model, name) for name in kept})
     return histosge.HisToSGEConfig(**given, width=window.width, depth=1, heads=4)
@@ -91,7 +89,7 @@ def network_shape(
     """Returns the shape of an experiment's network for so many genes and such embeddings."""
     options = dataclasses.asdict(experiment.model)
     kind, _ = options.pop("kind"), options.pop("head_width")
-    if kind in HISTOSGE:
+    if kind in WINDOW_OF:
         return histosge_shape(experiment, genes=genes, condition=condition)
     if experiment.window.kind == "neighbours":
         condition += tasks.summary_width(genes, len(experiment.window.reaches_um))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from stemjax import errors
 from stemjax.config.schema import Data, Diffusion, Experiment, Model, Window
@@ -94,40 +96,32 @@ def _check_reaches(experiment: Experiment) -> None:
 
 
 def _check_histosge(experiment: Experiment) -> None:
-    model, window, diffusion = experiment.model, experiment.window, experiment.diffusion
-    plain = Diffusion()
-    for field in dataclasses.fields(Diffusion):
-        if getattr(diffusion, field.name) != getattr(plain, field.name):
-            raise errors.ConfigError(
-                f"config.diffusion.{field.name} with config.model.kind={model.kind}",
-                expected=f"{getattr(plain, field.name)!r}: it is no diffusion model",
-                found=repr(getattr(diffusion, field.name)),
-            )
-    for name, value in (("dtype", "float32"), ("attention", "auto"), ("remat", False)):
-        if getattr(model, name) != value:
-            raise errors.ConfigError(
-                f"config.model.{name} with config.model.kind={model.kind}",
-                expected=f"{value!r}: it has no such option",
-                found=repr(getattr(model, name)),
-            )
-
+    beside, none = f"config.model.kind={experiment.model.kind}", "it has no such option"
+    plain = dataclasses.asdict(Diffusion())
+    _require("diffusion", experiment.diffusion, plain, beside, "it is no diffusion model")
+    fixed = {"dtype": "float32", "attention": "auto", "remat": False}
+    _require("model", experiment.model, fixed, beside, none)
     if experiment.train.remat == "blocks":
         raise errors.ConfigError(
-            f"config.train.remat=blocks with config.model.kind={model.kind}",
-            expected="auto or none: it has no such option",
+            f"config.train.remat=blocks with {beside}", expected=f"auto or none: {none}"
         )
     # A member that leaves spots out serves Stem with neighbours; the published form sees no
     # measurement that could be hidden or disturbed, and interpolates none.
     useless = ["bag"]
-    if model.kind == "histosge_published":
+    if experiment.model.kind == "histosge_published":
         useless += ["hide", "noise", "kernels"]
-    for name in useless:
-        default = getattr(Window(), name)
-        if getattr(window, name) != default:
+    defaults = {name: getattr(Window(), name) for name in useless}
+    _require("window", experiment.window, defaults, beside, none)
+
+
+def _require(group: str, values: Any, wanted: Mapping[str, object], beside: str, why: str) -> None:
+    """Raises at the first key of a group that has another value than the one it must have."""
+    for name, value in wanted.items():
+        if getattr(values, name) != value:
             raise errors.ConfigError(
-                f"config.window.{name} with config.model.kind={model.kind}",
-                expected=f"{default!r}: it has no such option",
-                found=repr(getattr(window, name)),
+                f"config.{group}.{name} with {beside}",
+                expected=f"{value!r}: {why}",
+                found=repr(getattr(values, name)),
             )
 
 
@@ -141,13 +135,9 @@ def _check_others(model: Model) -> None:
 
 
 def _check_stem(diffusion: Diffusion) -> None:
-    for name, value in (("process", "edm"), ("condition_dropout", 0.0), ("residual", False)):
-        if getattr(diffusion, name) != value:
-            raise errors.ConfigError(
-                f"config.diffusion.{name} with config.window.kind=neighbours",
-                expected=f"{value!r}: Stem with neighbours has no such option",
-                found=repr(getattr(diffusion, name)),
-            )
+    wanted = {"process": "edm", "condition_dropout": 0.0, "residual": False}
+    why = "Stem with neighbours has no such option"
+    _require("diffusion", diffusion, wanted, "config.window.kind=neighbours", why)
 
 
 def _check_lists(data: Data) -> None:

@@ -50,20 +50,23 @@ class Shown:
         parts, start = [], 0
         for slide in sorted(self.slides):
             spots = self.records.require(slide).n_spots
-            own = np.arange(spots)
-            if self.hiding is not None and slide in self.partly:
-                own = own[~hidden_rows(self.records.load([slide]), self.hiding)]
-            parts.append(start + own)
+            parts.append(start + self._cut.get(slide, np.arange(spots)))
             start += spots
         return np.concatenate(parts)
+
+    @functools.cached_property
+    def _cut(self) -> dict[str, Int[np.ndarray, " k"]]:
+        """The rows that are left of each slide that some are hidden of."""
+        if self.hiding is None:
+            return {}
+        tables = {slide: self.records.load([slide]) for slide in self.partly}
+        return {k: np.flatnonzero(~hidden_rows(v, self.hiding)) for k, v in tables.items()}
 
     def tables(self) -> Iterator[records_lib.Table]:
         """The rows a slide at a time, sorted by id."""
         for slide in sorted(self.slides):
             table = self.records.load([slide])
-            if self.hiding is not None and slide in self.partly:
-                table = take_rows(table, np.flatnonzero(~hidden_rows(table, self.hiding)))
-            yield table
+            yield take_rows(table, self._cut[slide]) if slide in self._cut else table
 
     def load(self) -> records_lib.Table:
         """All rows in RAM."""

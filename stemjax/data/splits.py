@@ -24,6 +24,8 @@ type Kind = Literal[
     "recovery within a slide",
 ]
 
+RECOVERY: Kind = "recovery within a slide"
+
 ROLES = ("train", "val", "test")
 """What a slide can be in a split: the fields of `Split`, as files and messages name them."""
 
@@ -66,7 +68,7 @@ class Split:
         patients are known.
         """
         if not self.test:
-            return "recovery within a slide" if self.recover else "no test slide"
+            return RECOVERY if self.recover else "no test slide"
         if self.shared_patients:
             return "interpolation within a patient"
         if any(self.patients[slide] is None for slide in self.fitted + self.val + self.test):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from stemjax.data import splits
 from stemjax.eval import joining, recovered
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def find(each: Sequence[slide_rows.Evaluated], result: Mapping[str, Any]) -> lis
 def _split(one: slide_rows.Evaluated) -> list[Alert]:
     kind, sentence = one.split
     found = []
-    if kind == "recovery within a slide":
+    if kind == splits.RECOVERY:
         text = f"{sentence}. It says nothing of a slide without measurements."
-        found.append(Alert(level="note", title="recovery within a slide", text=text))
+        found.append(Alert(level="note", title=kind, text=text))
     elif kind.endswith("slide"):
         found.append(Alert(level="error", title="not a test slide", text=f"{sentence}."))
     elif kind == "interpolation within a patient":

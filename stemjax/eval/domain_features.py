@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from stemjax import errors
 from stemjax.data import transforms
-from stemjax.eval import joining, metrics
+from stemjax.eval import joining, metrics, recovered
 from stemjax.eval import truth as truths
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 MEASURED, SMOOTHED, POSITION = "measured", "smoothed", "position"
 """Features that are no slot of the prediction."""
-
-IS_MEASURED = "stemjax_measured"
-"""Column of ``obs``: False for a point that was inferred between the spots."""
 
 COMPONENTS = 30
 """Most principal components."""
@@ -165,9 +162,9 @@ def truth_of(
 
 def measured_points(data: anndata.AnnData) -> Bool[np.ndarray, " n"]:
     """Which points were measured; all where ``obs`` does not tell."""
-    if IS_MEASURED not in data.obs:
+    if recovered.MEASURED not in data.obs:
         return np.ones(data.n_obs, bool)
-    return np.asarray(data.obs[IS_MEASURED].astype(str).str.lower() == "true")
+    return np.asarray(data.obs[recovered.MEASURED].astype(str).str.lower() == "true")
 
 
 def labels(

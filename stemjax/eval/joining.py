@@ -292,7 +292,8 @@ def join(
         truth, context = recovered.parted(prediction, source.load(slide), name)
     else:
         truth, context = like.truth, like.context
-        recovered.require_unseen(prediction, truth, source.load(slide), name)
+        if recovered.MEASURED in prediction.obs:  # else it was shown none, and nothing is read
+            recovered.require_unseen(prediction, truth, source.load(slide), name)
     # A prediction of hidden spots or new points holds measured spots too, which are not scored.
     partly = context is not None or recovered.MEASURED in prediction.obs
     whole = ours and source.records is not None

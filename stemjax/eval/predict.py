@@ -14,6 +14,7 @@ needed to repeat the prediction.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -173,8 +174,7 @@ def predict_table(
     else:
         fill_summary(result, drawn, summary, card.space)
     if isinstance(task, tasks.HisToSGETask):
-        hidden = tasks.by_portions(task.hidden, rows=FEATURE_ROWS, spots_axis=1)
-        result.obsm[FEATURES] = given.of_spots(hidden(params, inputs, keys))[0]
+        result.obsm[FEATURES] = given.of_spots(_hidden(task)(params, inputs, keys))[0]
     result.obsm["spatial"] = np.asarray(table.pixel_xy, np.float64)
     factors = {
         "spot_diameter_fullres": info.spot_diameter_um / info.mpp,
@@ -196,6 +196,12 @@ def predict_table(
         "hidden": "" if hiding is None else json.dumps(hiding.to_json()),
     }
     return result
+
+
+@functools.lru_cache(maxsize=8)
+def _hidden(task: tasks.HisToSGETask) -> tasks.Predictor:
+    """The predictor of a model's features, the same for all slides: it holds its programs."""
+    return tasks.by_portions(task.hidden, rows=FEATURE_ROWS, spots_axis=1)
 
 
 def _require_alone(card: checkpoint.Card, what: str) -> None:

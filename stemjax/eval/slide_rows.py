@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import anndata
 
 
-RECOVERY: splits.Kind = "recovery within a slide"
 CONSTANT = "constant mean"
 _RECOVERY_ALONE = set(baselines.RECOVERY_ROWS) - set(baselines.ROWS)
 FAR = 0.99
@@ -88,7 +87,8 @@ def split_kind(
     """
     slide = str(about["slide"])
     if hidden:
-        return RECOVERY, f"{RECOVERY}: {hidden} hidden spots of {slide}, whose others were shown"
+        kind = splits.RECOVERY
+        return kind, f"{kind}: {hidden} hidden spots of {slide}, whose others were shown"
     train, val = joining.names(about["train_slides"]), joining.names(about.get("val_slides"))
     for role, seen in (("training", train), ("validation", val)):
         if slide in seen:

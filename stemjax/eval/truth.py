@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
-import scipy.spatial
 from jaxtyping import Bool, Float, Int
 
 from stemjax import errors
+from stemjax.data import hiding, transforms
 from stemjax.data import records as spot_records
-from stemjax.data import transforms
 
 if TYPE_CHECKING:
     import anndata
@@ -221,7 +220,7 @@ def of_positions(data: anndata.AnnData, *, where: str) -> Positions:
     library = next(iter(spatial)) if isinstance(spatial, Mapping) and len(spatial) == 1 else None
     held: Mapping[str, Any] = spatial[library] if library is not None else {}
     factors = held.get("scalefactors", {})
-    pitch = _pitch(pixel)
+    pitch = hiding.spot_distance(pixel)
     mpp = float(factors.get("microns_per_pixel", 0.0))
     unit, factor = ("um", mpp) if mpp > 0 else ("px", 1.0)
     if {"array_row", "array_col"} <= set(data.obs.columns):
@@ -273,15 +272,6 @@ def _require_unique(found: Sequence[str], what: str, where: str) -> None:
             expected=f"each {what} once",
             found=", ".join(map(repr, twice[:3])),
         )
-
-
-def _pitch(xy: np.ndarray) -> float:
-    """Distance between neighbouring spots; 1 for a single spot."""
-    if len(xy) < 2:
-        return 1.0
-    nearest = scipy.spatial.KDTree(xy).query(xy, k=2)[0][:, 1]
-    pitch = float(np.median(nearest))
-    return pitch if pitch > 0 else 1.0
 
 
 def _image(held: Mapping[str, Any], factor: float) -> tuple[np.ndarray, float] | None:

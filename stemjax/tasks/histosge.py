@@ -142,7 +142,7 @@ class HisToSGETask:
 
     def mean(self, params: Params, given: windows.Inputs) -> Float[Array, "b ..."]:
         """Returns the mean over the members, as `predict`."""
-        return jnp.mean(self._each(params, given), axis=0)
+        return jnp.mean(self._each(self.network, params, given), axis=0)
 
     def left_out_mean(self, params: Params, given: windows.Inputs) -> Float[Array, "b g"]:
         """Returns the mean over the members that are not trained on a window's first spot.
@@ -152,12 +152,15 @@ class HisToSGETask:
         weight = 1 - self._trained_on(given["xy"])
         weight = jnp.where(jnp.sum(weight, axis=0) > 0, weight, 1.0)
         weight = weight / jnp.sum(weight, axis=0, keepdims=True)
-        return jnp.einsum("mb,mbg->bg", weight, self._each(params, given))
+        return jnp.einsum("mb,mbg->bg", weight, self._each(self.network, params, given))
 
-    def _each(self, params: Params, given: windows.Inputs) -> Float[Array, "m b ..."]:
+    def _each(
+        self, net: network.Network, params: Params, given: windows.Inputs
+    ) -> Float[Array, "m b ..."]:
+        """What a network gives with the weights of each member."""
         if self.members == 1:
-            return self._apply(self.network, params, given, given["x0"])[None]
-        return jax.vmap(lambda own: self._apply(self.network, own, given, given["x0"]))(params)
+            return self._apply(net, params, given, given["x0"])[None]
+        return jax.vmap(lambda own: self._apply(net, own, given, given["x0"]))(params)
 
     def hidden(
         self, params: Params, cond: windows.Inputs, keys: Key[Array, " b"]
@@ -166,11 +169,7 @@ class HisToSGETask:
 
         Those of several members stand side by side.
         """
-        if self.members == 1:
-            found = self._apply(self.features, params, cond, cond["x0"])
-        else:
-            each = jax.vmap(lambda own: self._apply(self.features, own, cond, cond["x0"]))(params)
-            found = jnp.concatenate(list(each), axis=-1)
+        found = jnp.concatenate(list(self._each(self.features, params, cond)), axis=-1)
         return (found if self.form == "published" else found[:, 0])[None]
 
     def _apply(self, net: network.Network, params: Params, given: Any, seen: Array) -> jax.Array:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from stemjax.diffusion import denoiser
+from stemjax.models import histosge
 from stemjax.tasks import windows
 from stemjax.tasks.histosge import HisToSGETask
 from stemjax.tasks.sampling import Sampling
@@ -28,8 +29,6 @@ from stemjax.typing import Batch, Params
 
 NEAREST = 4
 """Neighbours whose distances the condition tells."""
-
-_UNIT_UM = 100.0
 
 
 def summary_width(genes: int, reaches: int) -> int:
@@ -112,7 +111,7 @@ class NeighbourTask:
     def summary(self, given: windows.Inputs) -> Float[Array, "b s"]:
         """Returns what the condition tells of the neighbours: means, distances, how many."""
         means = self.means(given)
-        distance = jnp.linalg.norm(given["xy"][:, 1:] - given["xy"][:, :1], axis=-1) / _UNIT_UM
+        distance = histosge.distances(given["xy"][:, :1], given["xy"][:, 1:])[:, 0]
         near = (slice(None), slice(0, NEAREST))
         shown = given["shown"][:, 1:]
         told = jnp.log1p(distance[near]) * shown[near]
