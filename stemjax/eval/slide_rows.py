@@ -192,7 +192,10 @@ def evaluate_slide(
         ranking=None if fitted is None else fitted.ranking[kept],
     )
     rows = _rows_of("prediction", "prediction", joined, kept, ground)
-    rows += _floors(joined, fitted, kept, ground) if found is None else _recovery(found, ground)
+    if found is None:
+        rows += _floors(joined, fitted, kept, ground)
+    else:
+        rows += _baseline_rows(found.rows, found.forecasts, ground)
     rows += _ceiling(joined, kept, ground, seed)
     for name, other in others.items():
         rows += _rows_of(name, "compare", other, kept, ground)
@@ -237,19 +240,6 @@ def _recovered(
         leave_out=[name for name in leave_out if name != CONSTANT],
         seed=seed,
     )
-
-
-def _recovery(found: baselines.Recovered, ground: scoring.Ground) -> list[Row]:
-    """The rows of hidden spots; all but the depth oracle know what the prediction knows."""
-    return [
-        Row(
-            name=name,
-            source="floor" if name in baselines.FLOORS else "rival",
-            sees_test=name in baselines.SEES_TEST,
-            scored=scoring.score(ground, pred, forecast=found.forecasts.get(name)),
-        )
-        for name, pred in found.rows.items()
-    ]
 
 
 def _train_mean(fitted: baselines.Fitted | None, kept: np.ndarray) -> np.ndarray | None:
@@ -308,18 +298,27 @@ def _floors(
         named["depth oracle"] = baselines.depth_oracle(
             joined.true, joined.mask, joined.truth.total, joined.truth.total
         )
+    cut = {name: pred[:, kept] for name, pred in named.items()}
+    # A spot alone has no neighbour to take a mean of.
+    whole = {name: pred for name, pred in cut.items() if np.isfinite(pred).all()}
+    narrow = {name: narrowed(forecasts.get(name), kept) for name in whole}
+    return _baseline_rows(whole, narrow, ground)
+
+
+def _baseline_rows(
+    named: Mapping[str, np.ndarray],
+    forecasts: Mapping[str, metrics.Forecast | None],
+    ground: scoring.Ground,
+) -> list[Row]:
+    """The rows of baselines' predictions of the scored genes."""
     return [
         Row(
             name=name,
             source="floor" if name in baselines.FLOORS else "rival",
             sees_test=name in baselines.SEES_TEST,
-            scored=scoring.score(
-                ground, pred[:, kept], forecast=narrowed(forecasts.get(name), kept)
-            ),
+            scored=scoring.score(ground, pred, forecast=forecasts.get(name)),
         )
         for name, pred in named.items()
-        # A spot alone has no neighbour to take a mean of.
-        if np.isfinite(pred[:, kept]).all()
     ]
 
 
