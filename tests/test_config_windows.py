@@ -48,7 +48,7 @@ def test_what_goes_together_is_taken(values):
         ({}, "data", "hide_share", 1.0, "above 0 and below 1, found 1.0"),
         ({}, "data", "hide_block", 0.0, "above 0, found 0.0"),
         (HISTOSGE, "model", "head_width", -1, "at least 0, found -1"),
-        (HISTOSGE, "window", "kernels", 0, "at least 1, found 0"),
+        (HISTOSGE, "window", "components", 0, "at least 1, found 0"),
         (HISTOSGE, "window", "condition_noise", -0.1, "at least 0, found -0.1"),
         (NEIGHBOURS, "window", "members", 0, "at least 1, found 0"),
         (NEIGHBOURS, "window", "width", 30, "a multiple of 4, its heads, found 30"),

@@ -76,7 +76,11 @@ def histosge_shape(
 ) -> histosge.HisToSGEConfig:
     """Returns the shape of the network of windows that an experiment has."""
     model, window = experiment.model, experiment.window
-    given = {"genes": genes, "condition": condition, "kernels": window.kernels}
+    given = {
+        "genes": genes,
+        "condition": condition,
+        "components": min(window.components, genes),
+    }
     if model.kind in WINDOW_OF:
         kept = ("width", "depth", "heads", "head_width", "mlp_ratio")
         return histosge.HisToSGEConfig(**given, **{name: getattr(model, name) for name in kept})

@@ -94,7 +94,8 @@ class Window:
       noise: standard deviation of the noise that training adds to the expression that tokens see,
         in the model's space.
       condition_noise: the same for the embeddings that tokens see.
-      kernels: weighted means of the measured profiles that the network mixes.
+      components: principal components of the training rows' expression, in which the network
+        interpolates; a panel of fewer genes has as many as genes.
       members: networks that are trained side by side and averaged.
       bag: share of the spots that each member is not trained on, which tells Stem with neighbours
         what a mean leaves where it has not seen the spot.
@@ -109,7 +110,7 @@ class Window:
     hide: float = 0.0
     noise: float = 0.0
     condition_noise: float = 0.0
-    kernels: int = 8
+    components: int = 10
     members: int = 1
     bag: float = 0.0
     width: int = 32

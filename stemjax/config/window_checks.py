@@ -38,7 +38,7 @@ def check_window(experiment: Experiment) -> None:
             window.condition_noise >= 0,
             window.condition_noise,
         ),
-        "window.kernels": ("at least 1", window.kernels >= 1, window.kernels),
+        "window.components": ("at least 1", window.components >= 1, window.components),
         "window.members": ("at least 1", window.members >= 1, window.members),
         "window.bag": (
             "at least 0 and below 1, and 0 for a single member",
@@ -109,7 +109,7 @@ def _check_histosge(experiment: Experiment) -> None:
     # measurement that could be hidden or disturbed, and interpolates none.
     useless = ["bag"]
     if experiment.model.kind == "histosge_published":
-        useless += ["hide", "noise", "kernels"]
+        useless += ["hide", "noise", "components"]
     defaults = {name: getattr(Window(), name) for name in useless}
     _require("window", experiment.window, defaults, beside, none)
 

@@ -5,12 +5,16 @@
 
 The published network (Shi, Xue, Zhu and Min, BIBM 2024, arXiv 2407.20518) looks up learned vectors
 for whole array columns and rows, and sees no expression. The corrected one takes positions as they
-are, in micrometres, and the measured expression of the other spots of the window: its attention
-falls with distance, and its head adds what it makes of the target's token to weighted means of the
-measured profiles, which is what any interpolation does.
+are, in micrometres, and the measured expression of the other spots of the window; its attention
+falls with distance. What it predicts are the principal components of expression (`make_corrected`):
+
+    score = drift(patch) + w (measured scores - their drifts) + head(token),    w by kriging
+
+which is regression kriging (Hengl, Heuvelink and Rossiter 2007, Computers & Geosciences 33) with a
+drift that is a network, a covariance that is learned, and what the transformer adds to both.
 
 Names of arrays carry their dimensions: b batch, l spots in a window, g genes, c condition, d width,
-h heads, k head width, m kernels.
+h heads, k head width, or components of expression.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from stemjax import errors
-from stemjax.models import layers, network
+from stemjax.models import kriging, layers, network
 
 PLACES = 512
 """Rows of the published tables of array columns and of array rows."""
@@ -42,7 +46,6 @@ WAVES = 7
 
 TORCH_EPS = 1e-5
 
-_UNIT_UM = 100.0
 _NEVER = -1e30
 
 
@@ -61,7 +64,8 @@ class HisToSGEConfig:
       heads: attention heads.
       head_width: width of a head; 0 is width / heads.
       mlp_ratio: width of a block's MLP, in token widths.
-      kernels: weighted means of the measured profiles that the head mixes.
+      components: of the measured profiles, that the corrected head interpolates; at most as many
+        as there are genes.
 
     Raises:
       ConfigError: a value that cannot work, by name.
@@ -74,10 +78,10 @@ class HisToSGEConfig:
     heads: int
     head_width: int = 0
     mlp_ratio: int = 1
-    kernels: int = 8
+    components: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("genes", "condition", "width", "depth", "heads", "mlp_ratio", "kernels"):
+        for name in ("genes", "condition", "width", "depth", "heads", "mlp_ratio", "components"):
             if getattr(self, name) < 1:
                 raise errors.ConfigError(
                     f"model.{name}", expected="at least 1", found=str(getattr(self, name))
@@ -232,8 +236,8 @@ def fourier(xy_bl2: Float[Array, "b l 2"]) -> Float[Array, "b l w"]:
 
 
 def slopes(count: int) -> Float[np.ndarray, " h"]:
-    """First slopes of ``count`` falls with distance, in 1 / `_UNIT_UM`, before softplus."""
-    wanted = _UNIT_UM / np.geomspace(*LENGTHS_UM, count)
+    """First slopes of ``count`` falls with distance, in 1 / `kriging.UNIT_UM`, before softplus."""
+    wanted = kriging.UNIT_UM / np.geomspace(*LENGTHS_UM, count)
     return np.log(np.expm1(wanted)).astype(np.float32)
 
 
@@ -241,7 +245,7 @@ class Corrected(nnx.Module):
     """The corrected network; other rooms use `make_corrected`."""
 
     def __init__(self, config: HisToSGEConfig, *, rngs: nnx.Rngs) -> None:
-        width, kernels = config.width, config.kernels
+        width, components = config.width, config.components
         self.feature = nnx.Linear(config.condition, width, kernel_init=layers.XAVIER, rngs=rngs)
         self.position = nnx.Linear(4 * WAVES, width, kernel_init=layers.XAVIER, rngs=rngs)
         self.measured = nnx.Linear(config.genes, width, kernel_init=layers.XAVIER, rngs=rngs)
@@ -249,16 +253,12 @@ class Corrected(nnx.Module):
         self.slope = nnx.Param(jnp.tile(slopes(config.heads)[None], (config.depth, 1)))
         self.blocks = nnx.List(SpotBlock(config, rngs=rngs) for _ in range(config.depth))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.kernel_slope = nnx.Param(jnp.asarray(slopes(kernels)))
-        self.query = nnx.Linear(
-            width, kernels * config.per_head, kernel_init=layers.ZEROS, rngs=rngs
-        )
-        # No bias: the same for every spot, it would cancel in the softmax.
-        inner = kernels * config.per_head
-        self.key = nnx.Linear(width, inner, use_bias=False, kernel_init=layers.XAVIER, rngs=rngs)
-        self.mix = nnx.Param(jnp.full((kernels, config.genes), 1.0 / kernels))
-        self.head = layers.Mlp((width, 2 * width, config.genes), layers.gelu, rngs=rngs)
-        self.head.fc2 = nnx.Linear(2 * width, config.genes, kernel_init=layers.ZEROS, rngs=rngs)
+        self.centre = nnx.Param(jnp.zeros((config.genes,)))
+        self.loadings = nnx.Param(jnp.zeros((components, config.genes)))
+        self.kriging = kriging.Kriging(components)
+        self.drift = layers.Mlp((config.condition, width, components), layers.gelu, rngs=rngs)
+        self.drift.fc2 = nnx.Linear(width, components, kernel_init=layers.ZEROS, rngs=rngs)
+        self.head = nnx.Linear(width, components, kernel_init=layers.ZEROS, rngs=rngs)
 
     def __call__(
         self,
@@ -271,8 +271,17 @@ class Corrected(nnx.Module):
     ) -> Float[Array, "b g"]:
         """The first token's expression."""
         hidden_bld = self.hidden(cond_blc, x_blg, seen_blg, shown_bl, present_bl, xy_bl2)
-        means_bmg = self.interpolate(hidden_bld, x_blg, shown_bl, xy_bl2)
-        return jnp.einsum("bmg,mg->bg", means_bmg, self.mix[...]) + self.head(hidden_bld[:, 0])
+        # Found in the rows that are trained on and kept: bent to a section's few hundred spots,
+        # they fit them and no others.
+        centre, loadings = jax.lax.stop_gradient((self.centre[...], self.loadings[...]))
+        told_bl1 = shown_bl[..., None]
+        # Whatever stands where nothing is shown: 0 times a NaN is one.
+        score_blk = jnp.where(told_bl1 > 0, x_blg - centre[None, None], 0.0) @ loadings.T
+        drift_blk = self.drift(cond_blc)
+        weights_bkl = self.kriging(shown_bl, distances(xy_bl2, xy_bl2))
+        left_blk = told_bl1 * (score_blk - drift_blk)
+        found_bk = drift_blk[:, 0] + jnp.einsum("bkl,blk->bk", weights_bkl, left_blk)
+        return centre[None] + (found_bk + self.head(hidden_bld[:, 0])) @ loadings
 
     def hidden(
         self,
@@ -302,26 +311,6 @@ class Corrected(nnx.Module):
             x_bld = block(x_bld, absent - fall[None, :, None, None] * distance[:, None])
         return self.norm(x_bld)
 
-    def interpolate(
-        self,
-        hidden_bld: Float[Array, "b l d"],
-        x_blg: Float[Array, "b l g"],
-        shown_bl: Float[Array, "b l"],
-        xy_bl2: Float[Array, "b l 2"],
-    ) -> Float[Array, "b m g"]:
-        """Weighted means of the measured profiles; 0, the genes' mean, where there is none."""
-        b, tokens, _ = hidden_bld.shape
-        fall = jax.nn.softplus(self.kernel_slope[...])
-        distance = distances(xy_bl2[:, :1], xy_bl2)[:, 0]
-        query = self.query(hidden_bld[:, 0]).reshape(b, len(fall), -1)
-        key = self.key(hidden_bld).reshape(b, tokens, len(fall), -1)
-        logits = jnp.einsum("bmk,blmk->bml", query, key) * query.shape[-1] ** -0.5
-        logits = logits - fall[None, :, None] * distance[:, None]
-        weights = jax.nn.softmax(jnp.where(shown_bl[:, None] > 0, logits, _NEVER), axis=-1)
-        # Whatever stands where nothing is shown: 0 times a NaN is one.
-        told_blg = jnp.where(shown_bl[..., None] > 0, x_blg, 0.0)
-        return jnp.einsum("bml,blg->bmg", weights * shown_bl[:, None], told_blg)
-
 
 def distances(
     one_bl2: Float[Array, "b l 2"], other_bm2: Float[Array, "b m 2"]
@@ -329,7 +318,7 @@ def distances(
     """Distances between positions in um, in units of 100 um."""
     square = jnp.sum((one_bl2[:, :, None] - other_bm2[:, None]) ** 2, axis=-1)
     # The square root has no gradient at 0, and positions are not trained anyway.
-    return jnp.sqrt(square) / _UNIT_UM
+    return jnp.sqrt(square) / kriging.UNIT_UM
 
 
 def flops_per_window(config: HisToSGEConfig, *, tokens: int, published: bool) -> int:
@@ -346,9 +335,9 @@ def flops_per_window(config: HisToSGEConfig, *, tokens: int, published: bool) ->
         feature = 0 if config.condition == d else 2 * tokens * config.condition * d
         return config.depth * block + feature + 2 * tokens * (2 * d**2 + 2 * d * g)
     tokens_in = 2 * tokens * d * (config.condition + 4 * WAVES + g)
-    kernels = (
-        2
-        * config.kernels
-        * ((tokens + 1) * d * config.per_head + tokens * config.per_head + tokens * g + g)
-    )
-    return config.depth * block + tokens_in + kernels + 2 * (2 * d**2 + 2 * d * g)
+    k = config.components
+    drift = 2 * tokens * d * (config.condition + k)
+    # Scores of the tokens; weights by Cholesky's decomposition and two triangular solves, used
+    # once; the head; and back to genes.
+    kriging = k * (2 * tokens * g + tokens**3 // 3 + 2 * tokens**2 + 2 * tokens + 2 * d + 2 * g)
+    return config.depth * block + tokens_in + drift + kriging

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from stemjax.diffusion import denoiser, sampler
@@ -67,6 +69,20 @@ class AnyTask(Task, Protocol):
 
         Raises:
           ConfigError: as `Sampling`.
+        """
+        ...
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A task some of whose weights are a statistic of the rows that it is trained on."""
+
+    def fit(self, params: Params, rows: Iterable[Float[np.ndarray, "n g"]]) -> Params:
+        """Returns fresh parameters with those weights in their places.
+
+        Args:
+          params: as `Task.init` returns them.
+          rows: blocks of the training rows' expression, in the model's space.
         """
         ...
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
+from stemjax.data import components
 from stemjax.diffusion import denoiser
 from stemjax.models import network
 from stemjax.tasks import windows
@@ -80,6 +83,21 @@ class HisToSGETask:
         if self.members == 1:
             return self.network.init(key)
         return jax.vmap(self.network.init)(jax.random.split(key, self.members))
+
+    def fit(self, params: Params, rows: Iterable[Float[np.ndarray, "n g"]]) -> Params:
+        """Returns fresh parameters with the training rows' principal components in them.
+
+        Of the published form, which has none, as they are.
+        """
+        if self.form == "published":
+            return params
+        fitted: Any = dict(params)
+        count = fitted["loadings"].shape[-2]
+        found = components.find_components(rows, count)
+        for name in ("centre", "loadings"):
+            value = np.broadcast_to(getattr(found, name), fitted[name].shape)
+            fitted[name] = jax.device_put(value, fitted[name].sharding)
+        return fitted
 
     def loss(
         self, params: Params, batch: Batch, key: Key[Array, ""]

@@ -12,6 +12,7 @@ fits it to chance.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -97,6 +98,10 @@ class NeighbourTask:
             "regression": self.regression.init(key_regression),
             "denoiser": self.edm.init(key_edm),
         }
+
+    def fit(self, params: Params, rows: Iterable[Float[np.ndarray, "n g"]]) -> Params:
+        """Returns fresh parameters with those of the regression as it fits them."""
+        return {**params, "regression": self.regression.fit(params["regression"], rows)}
 
     def means(self, given: windows.Inputs) -> Float[Array, "b m g"]:
         """Returns Gaussian-weighted means of the measured neighbours, 0 where there is none."""

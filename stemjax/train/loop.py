@@ -117,10 +117,9 @@ def train(
             fix="stemjax train --start MODEL, a run or bundle of config.diffusion.process=edm",
         )
     material = material_lib.gather(experiment, source, layout, origin)
-    task = material.card.task
     optimizer = states.make_optimizer(experiment.optim, experiment.train.steps)
     with checkpoint.Checkpoints(workdir, material.card) as checkpoints:
-        state = _start(task, optimizer, checkpoints, layout, experiment.seed, origin)
+        state = _start(material, optimizer, checkpoints, layout, origin)
         files: list[writers.Writer] = [
             writers.JsonLines(workdir / "metrics.jsonl", resume_step=int(state.step)),
             writers.TensorBoard(workdir / "tensorboard"),
@@ -137,17 +136,18 @@ def train(
 
 
 def _start(
-    task: tasks.Task,
+    material: material_lib.Material,
     optimizer: optax.GradientTransformation,
     checkpoints: checkpoint.Checkpoints,
     layout: mesh.Layout,
-    seed: int,
     origin: origins.Origin | None,
 ) -> states.TrainState:
+    task = material.card.task
+
     def init(key: jax.Array) -> states.TrainState:
         return states.init_state(task, optimizer, key)
 
-    key = jax.random.key(seed)
+    key = jax.random.key(material.card.experiment.seed)
     abstract = jax.eval_shape(init, key)
     if checkpoints.latest() is not None:
         return checkpoints.restore(abstract, layout)
@@ -160,7 +160,8 @@ def _start(
         )
         return begin(params)
     # Initialised under jit with the layout's shardings: never whole on one device.
-    return jax.jit(init, out_shardings=layout.shardings(abstract))(key)
+    state = jax.jit(init, out_shardings=layout.shardings(abstract))(key)
+    return states.fit_state(state, task, material.rows())
 
 
 def _programs(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from stemjax import __version__, config, errors, mesh
 from stemjax.data import folds, pipeline, records, space, splits
@@ -21,6 +23,8 @@ from stemjax.train import origin as origins
 
 _log = logging.getLogger(__name__)
 
+_BLOCK = 4096  # rows encoded at once
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Material:
@@ -31,6 +35,16 @@ class Material:
     schedule: pipeline.Schedule
     val: records.Table | None
     source: records.Records
+    shown: Shown
+
+    def rows(self) -> Iterator[Float[np.ndarray, "n g"]]:
+        """The training rows' expression in the model's space, block by block."""
+        for table in self.shown.tables():
+            for start in range(0, table.n, _BLOCK):
+                part = slice(start, start + _BLOCK)
+                yield self.card.space.encode_expression(
+                    table.counts[part], table.total[part], table.mask[part]
+                )
 
 
 def choose_split(experiment: config.Experiment, patients: Mapping[str, str | None]) -> splits.Split:
@@ -142,6 +156,7 @@ def gather(
         ),
         val=source.load(split.val) if split.val else None,
         source=source,
+        shown=shown,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from stemjax import tasks
 from stemjax.config import Optim
@@ -126,6 +129,22 @@ def init_state(
 ) -> TrainState:
     """Returns the state before the first step; the EMA starts at the weights."""
     return begin_state(task.init(key), optimizer)
+
+
+def fit_state(
+    state: TrainState, task: tasks.Task, rows: Iterable[Float[np.ndarray, "n g"]]
+) -> TrainState:
+    """Returns a fresh state with the weights in place that are a statistic of the training rows.
+
+    Args:
+      state: as `init_state` returns it.
+      task: the model; of one without such weights the state is returned as it is.
+      rows: blocks of the training rows' expression, in the model's space.
+    """
+    if not isinstance(task, tasks.Fitted):
+        return state
+    params = task.fit(state.params, rows)
+    return dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
 
 
 def begin_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

@@ -10,7 +10,7 @@ from stemjax.models import histosge
 # A head width that is not width / heads, so that the two are told apart.
 PUBLISHED = histosge.HisToSGEConfig(genes=5, condition=12, width=12, depth=1, heads=4, head_width=2)
 CORRECTED = histosge.HisToSGEConfig(
-    genes=5, condition=6, width=12, depth=2, heads=4, head_width=2, kernels=3
+    genes=5, condition=6, width=12, depth=2, heads=4, head_width=2, components=3
 )
 NAMES = ("cond", "x", "seen", "shown", "present", "xy")
 
@@ -22,7 +22,9 @@ def trained(net, seed=7):
     def draw(path, leaf):
         name = path[-1].key
         # 1 / sqrt(inputs) for a kernel keeps each layer's output near 1.
-        size = leaf.shape[0] ** -0.5 if name in ("kernel", "mix") else 0.5
+        size = leaf.shape[0] ** -0.5 if name == "kernel" else 0.5
+        if path[0].key == "kriging":
+            size = 0.03  # of a logarithm, and 20 times as much
         values = size * rng.normal(size=leaf.shape) + (name == "scale")
         return values.astype(np.float32)
 

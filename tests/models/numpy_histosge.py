@@ -112,6 +112,11 @@ def _fourier(offset):
     return np.array(out)
 
 
+def _matern(r):
+    """Matern correlation of nu = 3/2, r in length scales."""
+    return (1.0 + math.sqrt(3.0) * r) * math.exp(-math.sqrt(3.0) * r)
+
+
 def corrected(params, cond, x, seen, shown, present, xy, *, heads, gelu=gelu_tanh):
     """The first token's expression, [b g] float64."""
     p = _as64(params)
@@ -130,16 +135,18 @@ def corrected(params, cond, x, seen, shown, present, xy, *, heads, gelu=gelu_tan
         falls = softplus(p["slope"])
         hidden = _blocks(p, np.array(tokens), heads, allowed, falls, distance, gelu, 1e-6)
         hidden = _norm(p["norm"], hidden, 1e-6)
-        out = _linear(p["head"]["fc2"], gelu(_linear(p["head"]["fc1"], hidden[0])))
-        queries = _linear(p["query"], hidden[0]).reshape(len(p["mix"]), -1)
+        drift = _linear(p["drift"]["fc2"], gelu(_linear(p["drift"]["fc1"], cond_l)))
         measured = [j for j in range(n) if shown_l[j] > 0]
-        for m, mix in enumerate(p["mix"]):
-            if not measured:
-                continue
-            k = queries.shape[1]
-            keys = _linear(p["key"], hidden)[:, m * k : (m + 1) * k]
-            fall = softplus(p["kernel_slope"][m])
-            logits = [queries[m] @ keys[j] / np.sqrt(k) - fall * distance[0][j] for j in measured]
-            out = out + mix * (_softmax(np.array(logits)) @ x_l[measured])
+        out = p["centre"].copy()
+        for k, loading in enumerate(p["loadings"]):
+            length = 4.0 * np.exp(20.0 * p["kriging"]["length"][k])
+            noise = 1e-3 + np.exp(20.0 * p["kriging"]["noise"][k])
+            score = drift[0, k] + _linear(p["head"], hidden[0])[k]
+            among = [[_matern(distance[i][j] / length) for j in measured] for i in measured]
+            among = np.array(among).reshape(2 * (len(measured),)) + noise * np.eye(len(measured))
+            asked = np.array([_matern(distance[0][j] / length) for j in measured])
+            left = np.array([(x_l[j] - p["centre"]) @ loading - drift[j, k] for j in measured])
+            score += asked @ np.linalg.inv(among) @ left if measured else 0.0
+            out = out + score * loading
         result.append(out)
     return np.array(result)

@@ -147,7 +147,14 @@ def test_the_gradient_reaches_every_parameter_of_the_published_network():
 def test_flops_agree_with_the_compiler(published):
     # Matrix products dominate at this width; XLA adds elementwise operations.
     config = histosge.HisToSGEConfig(
-        genes=192, condition=96, width=128, depth=2, heads=4, head_width=48, mlp_ratio=3, kernels=5
+        genes=192,
+        condition=96,
+        width=128,
+        depth=2,
+        heads=4,
+        head_width=48,
+        mlp_ratio=3,
+        components=5,
     )
     tokens, batch = 24, 2
     make = histosge.make_published if published else histosge.make_corrected
@@ -169,17 +176,19 @@ def test_flops_agree_with_the_compiler(published):
 
 def test_flops_of_a_window_by_hand():
     small = histosge.HisToSGEConfig(
-        genes=3, condition=2, width=4, depth=1, heads=2, head_width=1, mlp_ratio=1, kernels=2
+        genes=3, condition=2, width=4, depth=1, heads=2, head_width=1, mlp_ratio=1, components=2
     )
     # Multiply-adds of 5 tokens: qkv 4x6, proj 2x4, MLP 2x4x4; logits and sums 2 x 5x5x2.
     block = 5 * (24 + 8 + 32) + 100
     published = block + 5 * 2 * 4 + 5 * (4 * 8 + 8 * 3)
     assert histosge.flops_per_window(small, tokens=5, published=True) == 2 * published
-    # Tokens of embedding, 28 waves and expression; query once, keys 5 times, 2 heads of 1 each.
+    # Tokens of embedding, 28 waves and expression; the drift of each; 2 components: scores,
+    # Cholesky (125 / 3 operations, whole ones), two triangular solves, sums, head, loadings.
     tokens = 5 * (2 + 28 + 3) * 4
-    kernels = 4 * 2 + 5 * 4 * 2 + 2 * 5 + 2 * 5 * 3 + 2 * 3
-    corrected = block + tokens + kernels + 4 * 8 + 8 * 3
-    assert histosge.flops_per_window(small, tokens=5, published=False) == 2 * corrected
+    drift = 5 * (2 * 4 + 4 * 2)
+    products = 2 * (5 * 3 + 5 + 4 + 3)
+    corrected = 2 * (block + tokens + drift + products) + 2 * (41 + 2 * 25)
+    assert histosge.flops_per_window(small, tokens=5, published=False) == corrected
 
 
 @pytest.mark.parametrize("published", [True, False], ids=["published", "corrected"])
@@ -192,7 +201,7 @@ def test_the_second_network_stops_at_the_tokens(published):
     whole, stopped = jax.jit(net.apply), jax.jit(features.apply)
     hidden = np.asarray(stopped(params, *given))
     assert hidden.shape == (3, 7, 12)
-    one, other = ("fc1", "fc2") if published else ("head", "mix")
+    one, other = ("fc1", "fc2") if published else ("head", "loadings")
     spoilt = {**params, one: jax.tree.map(lambda a: a + 1, params[one])}
     spoilt[other] = jax.tree.map(lambda a: a + 1, params[other])
     np.testing.assert_array_equal(stopped(spoilt, *given), hidden)  # it reads no head
@@ -205,7 +214,7 @@ def test_the_second_network_stops_at_the_tokens(published):
     ("change", "field", "found"),
     [
         ({"heads": 5}, "model.width", "12"),
-        ({"kernels": 0}, "model.kernels", "0"),
+        ({"components": 0}, "model.components", "0"),
         ({"depth": 0}, "model.depth", "0"),
         ({"genes": 0}, "model.genes", "0"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 import numpy_histosge
 import pytest
 from histosge_inputs import CORRECTED, NAMES, still, trained, windows
+from sklearn import gaussian_process
 
 from stemjax.models import histosge
 
@@ -19,7 +19,12 @@ _corrected = jax.jit(histosge.make_corrected(CORRECTED)[0].apply)
 
 @functools.cache
 def _fresh():
-    return jax.jit(histosge.make_corrected(CORRECTED)[0].init)(jax.random.key(0))
+    """Parameters before training, with components in their places."""
+    params = jax.jit(histosge.make_corrected(CORRECTED)[0].init)(jax.random.key(0))
+    rng = np.random.default_rng(2)
+    loadings = np.linalg.qr(rng.normal(size=(CORRECTED.genes, CORRECTED.components)))[0].T
+    centre = rng.normal(size=CORRECTED.genes)
+    return {**params, "loadings": np.float32(loadings), "centre": np.float32(centre)}
 
 
 def _run(params, given, **changed):
@@ -39,17 +44,38 @@ def _lengths(count):
     return 50.0 * (3200.0 / 50.0) ** (np.arange(count) / (count - 1))
 
 
-def test_a_fresh_network_is_an_even_mixture_of_weighted_means():
-    given = windows()
+def test_a_fresh_network_is_a_gaussian_process_on_the_components():
+    given, params = windows(), _fresh()
     expected = np.zeros((3, CORRECTED.genes))
-    for b, length in itertools.product(range(3), _lengths(CORRECTED.kernels)):
+    for b in range(3):
         kept = given["shown"][b] > 0
-        distance = np.linalg.norm(np.float64(given["xy"][b, kept] - given["xy"][b, 0]), axis=1)
-        weights = np.exp(-(distance - distance.min()) / length)
-        expected[b] += weights / weights.sum() @ given["x"][b, kept] / CORRECTED.kernels
-    assert expected.std() > 0.1
-    # float32: exponents of up to 700 / 50 carry 1e-6.
-    np.testing.assert_allclose(_run(_fresh(), given), expected, atol=5e-6, rtol=5e-6)
+        scores = (given["x"][b, kept] - params["centre"]) @ params["loadings"].T
+        # A length of 400 um and as much noise as process, and what keeps them apart.
+        process = gaussian_process.GaussianProcessRegressor(
+            gaussian_process.kernels.Matern(400.0, nu=1.5), alpha=1.001, optimizer=None
+        ).fit(np.float64(given["xy"][b, kept]), scores)
+        found = process.predict(np.float64(given["xy"][b, :1]))
+        expected[b] = params["centre"] + found[0] @ params["loadings"]
+    assert (expected - params["centre"]).std() > 0.1
+    np.testing.assert_allclose(_run(params, given), expected, atol=5e-6, rtol=5e-6)
+
+
+def test_components_are_read_and_never_trained():
+    params, given = trained(histosge.make_corrected(CORRECTED)[0]), windows()
+    for name in ("centre", "loadings"):
+        moved = {**params, name: params[name] + np.float32(0.5)}
+        assert np.abs(_run(moved, given) - _run(params, given)).max() > 0.1
+
+
+def test_spots_on_one_place_can_be_told_from_nothing():
+    """Equal places make the covariance singular but for the noise, which is kept above 0."""
+    params, given = trained(histosge.make_corrected(CORRECTED)[0]), windows()
+    given["xy"] = np.zeros_like(given["xy"])
+    params["kriging"] = {**params["kriging"], "noise": np.full(3, -2.0, np.float32)}
+    found = _run(params, given)
+    expected = numpy_histosge.corrected(params, *(given[name] for name in NAMES), heads=4)
+    # A condition number of 7 / .001 in float32.
+    np.testing.assert_allclose(found, expected, atol=2e-3, rtol=2e-3)
 
 
 def test_a_fresh_network_attends_over_lengths_from_50_to_3200_um():
@@ -148,7 +174,8 @@ def test_without_any_measured_neighbour_the_head_alone_speaks():
     changed = given | nothing
     expected = numpy_histosge.corrected(params, *(changed[n] for n in NAMES), heads=4)
     np.testing.assert_allclose(found, expected, atol=3e-5, rtol=3e-5)
-    np.testing.assert_array_equal(_run(_fresh(), given, **nothing), np.zeros((3, 5)))
+    centre = np.tile(_fresh()["centre"], (3, 1))
+    np.testing.assert_array_equal(_run(_fresh(), given, **nothing), centre)
     net = histosge.make_corrected(CORRECTED)[0]
     grad = jax.jit(jax.grad(lambda p: jnp.square(net.apply(p, *(changed[n] for n in NAMES))).sum()))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grad(params)))
@@ -164,9 +191,7 @@ def test_a_window_does_not_see_the_others_of_its_batch():
 def test_the_gradient_reaches_every_parameter_of_the_corrected_network():
     net, given = histosge.make_corrected(CORRECTED)[0], windows(batch=6)
     dead = still(net, [given[name] for name in NAMES], trained(net))
-    # Softmax does not see what all keys have in common.
-    dead.pop("key/bias", None)
-    assert dead == {}
+    assert sorted(dead) == ["centre", "loadings"]  # found before training, and kept
 
 
 def test_a_fresh_corrected_network_wakes_up():
@@ -175,9 +200,7 @@ def test_a_fresh_corrected_network_wakes_up():
     params = _fresh()
     target = np.random.default_rng(9).normal(size=(6, 5)).astype(np.float32)
     grad = jax.jit(jax.grad(lambda p: jnp.square(net.apply(p, *given) - target).mean()))
-    # The head's last Linear and the query open first, then what lies behind them.
+    # The last Linears of head and drift open first, then what lies behind them.
     for _ in range(2):
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grad(params))
-    dead = still(net, given, params)
-    dead.pop("key/bias", None)
-    assert dead == {}
+    assert sorted(still(net, given, params)) == ["centre", "loadings"]

@@ -98,7 +98,8 @@ def test_the_summary_is_as_wide_as_the_network_of_a_configuration():
     task = config.make_task(experiment, genes=toys.GENES, condition=toys.WIDTH)
     assert isinstance(task, tasks.NeighbourTask)
     assert task.reaches_um == near.REACHES
-    params = task.init(jax.random.key(0))
+    rows = near.given()["x0"].reshape(-1, toys.GENES)
+    params = task.fit(task.init(jax.random.key(0)), iter([rows]))
     # A fresh denoiser says 0: the mean of all is the regression's.
     mean = denoiser.conditional_mean(task.denoiser(params, near.given()), batch=4, genes=toys.GENES)
     found = near.predict(task, params, near.given(), mode="mean")

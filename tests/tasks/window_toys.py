@@ -39,7 +39,7 @@ def batch(windows=4, tokens=8, seed=5, genes=GENES, width=WIDTH, every_asked=Fal
 def histosge_task(published, width=8):
     """A HisToSGETask of a small network of either form."""
     shape = histosge.HisToSGEConfig(
-        genes=GENES, condition=WIDTH, width=width, depth=1, heads=2, kernels=3
+        genes=GENES, condition=WIDTH, width=width, depth=1, heads=2, components=3
     )
     make = histosge.make_published if published else histosge.make_corrected
     net, features = make(shape)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stemjax import config, mesh, tasks
-from stemjax.train import checkpoint, loop, spot_inputs
+from stemjax.data import components
+from stemjax.train import checkpoint, loop, material, spot_inputs
 from stemjax.train import step as steps
 
 CHANGES = {
@@ -23,7 +24,7 @@ CHANGES = {
             "hide": 0.5,
             "noise": 0.5,
             "condition_noise": 0.1,
-            "kernels": 3,
+            "components": 3,
             "members": 2,
         },
         # Plain: HisToSGE is no diffusion model.
@@ -43,7 +44,7 @@ CHANGES = {
             "length": 9,
             "hide": 0.5,
             "width": 8,
-            "kernels": 3,
+            "components": 3,
             "reaches": "100,300",
         },
     },
@@ -115,6 +116,24 @@ def test_it_trains_in_one_program(whole):
     assert still == []
 
 
+def test_components_are_those_of_the_training_rows(whole, toy_records):
+    experiment, workdir, _ = whole
+    params = _weights(workdir)
+    params = params.get("regression", params)
+    if experiment.model.kind == "histosge_published":
+        assert "loadings" not in params
+        return
+    rows = material.gather(experiment, toy_records).rows()
+    expected = components.find_components(rows, experiment.window.components)
+    assert np.ptp(expected.loadings) > 0.1
+    for name in ("centre", "loadings"):
+        value = getattr(expected, name)
+        # An average over steps of what never moves carries a rounding of each step.
+        np.testing.assert_allclose(
+            params[name], np.broadcast_to(value, params[name].shape), atol=2e-6
+        )
+
+
 def test_resuming_is_bitwise_the_unbroken_run(whole, toy_records, tmp_path):
     experiment, workdir = _unvalidated(whole[0]), whole[1]
     part = loop.train(experiment, toy_records, tmp_path, layout=_one_device(), stop_at=6)
@@ -130,22 +149,8 @@ def test_four_devices_train_as_one(whole, toy_records, tmp_path):
     loop.train(experiment, toy_records, tmp_path, layout=mesh.make_layout())
     # Gradients are summed in another order (fp32), and Adam divides small gradients by their own
     # size: after 12 steps of 3e-3 weights agree to a hundredth of one step.
-    one, four = (_without_key_bias(_weights(folder)) for folder in (workdir, tmp_path))
+    one, four = (_weights(folder) for folder in (workdir, tmp_path))
     chex.assert_trees_all_close(one, four, atol=3e-5, rtol=0)
-
-
-def _without_key_bias(tree):
-    """Weights less the bias of the interpolation's keys, if there is one.
-
-    What all keys have in common falls out of their softmax: its gradient is rounding alone, and
-    Adam makes steps of that.
-    """
-    if not isinstance(tree, dict):
-        return tree
-    kept = {name: _without_key_bias(value) for name, value in tree.items()}
-    if "kernel_slope" in kept:
-        kept["key"] = {"kernel": kept["key"]["kernel"]}
-    return kept
 
 
 def test_what_was_trained_predicts_every_spot_without_its_own_expression(whole, toy_records):

@@ -283,6 +283,7 @@ def test_a_run_trains_on_what_its_card_calls_measured(cards, toy_records, kind):
     ]
     seen = {row.tobytes() for row in np.concatenate(rows)}
     assert len(x0) == 90
+    np.testing.assert_array_equal(np.concatenate(list(found.rows())), x0)
     assert seen == {row.tobytes() for row in x0}
     assert found.schedule.n == found.view.n == {"rows": 5 + 9}.get(kind, 90)
 
