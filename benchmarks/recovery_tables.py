@@ -13,8 +13,8 @@ SEEN = ("positions", "image")
 
 
 def row_of(found: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """Returns a section's row by the beginning of its name, or None."""
-    return next((row for row in found["rows"] if row["name"].startswith(name)), None)
+    """Returns a section's row by its name without how it was predicted, or None."""
+    return next((row for row in found["rows"] if row["name"].split(":")[0] == name), None)
 
 
 def better(sections: Mapping[str, Any], sees: str, rival: str) -> dict[str, int]:
@@ -62,8 +62,12 @@ def section_markdown(section: str, sees: str, found: Mapping[str, Any]) -> str:
 
 def summary_markdown(sections: Mapping[str, Any], sees: str, hide: str) -> str:
     """Returns one line a section: the first row beside the floor and kriging."""
-    shown = ("nearest measured mean", "kriging", "component kriging", "ridge + neighbours",
-             "HisToSGE, published", "Stem with neighbours")  # fmt: skip
+    shown = ("nearest measured mean", "kriging", "component kriging", "ridge",
+             "ridge + neighbours", "HisToSGE, published", "Stem", "Stem with neighbours",
+             "HisToSGE, other sections too")  # fmt: skip
+    shown = tuple(
+        n for n in shown if any(row_of(f[sees], n) for f in sections.values() if sees in f)
+    )
     rows, means = [], []
     for section, found in sections.items():
         if sees not in found:

@@ -123,7 +123,13 @@ def test_a_section_is_recovered_and_scored(folder, done):
 
 def test_the_same_command_goes_on_and_finds_the_same(folder, done, capsys):
     before = anndata.read_h5ad(done / "found.h5ad").X
-    assert recover(folder, done, encoder="texture") == 0
+    said = (done / "said.txt").read_text()
+    assert "\n| embedding kNN" in said
+    assert re.search(r"\n\| ridge +\|", said)
+    assert recover(folder, done, "--leave-out", "embedding kNN", encoder="texture") == 0
+    again = capsys.readouterr().out
+    assert "\n| embedding kNN" not in again
+    assert re.search(r"\n\| ridge +\|", again)
     np.testing.assert_array_equal(anndata.read_h5ad(done / "found.h5ad").X, before)
 
 
@@ -155,6 +161,7 @@ def test_flags_and_keys_of_the_configuration(folder, tmp_path):
         (("--mode", "draws"), r"mode draws.*HisToSGE predicts a mean"),
         (("--hide", "blocks", "--config.data.hide_block=50"), r"at least two blocks"),
         (("length=5",), r"argument length=5"),
+        (("--leave-out", "kriging"), r"--leave-out kriging.*the others take no time"),
     ],
 )
 def test_what_cannot_be_recovered_is_explained(folder, tmp_path, capsys, args, message):

@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from stemjax.cli import options
+from stemjax.cli import options, scoring
 
 
 def add(commands: options.Commands) -> None:
@@ -43,6 +43,7 @@ def add(commands: options.Commands) -> None:
     )
     options.add_run(parser)
     options.add_sampling(parser)
+    scoring.add_leave_out(parser)
     parser.add_argument(
         "--json", type=pathlib.Path, metavar="FILE", help="also write the scores there"
     )
@@ -69,7 +70,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     values = configfile.load(args.config, rest)
     values.data.update(_overrides(args))
     experiment = config.resolve(values)
-    asked = options.sampling(args)
+    asked, leave_out = options.sampling(args), scoring.left_out(args)
     source = records.open_records(*names.split_names(args.records))
     source.require(args.slide)
     trained = loop.train_shown(experiment, source, args.workdir, terminal.TrainingLine)
@@ -79,7 +80,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
             trained, source, args.slide, sampling, seed=args.seed, rows=args.rows, progress=bar
         )
     predict.write(result, args.output)
-    found = evaluate.evaluate(result, source)
+    found = evaluate.evaluate(result, source, leave_out=leave_out)
     if args.json:
         plain.write_json(found, args.json)
     print(tables.table(found))  # noqa: T201

@@ -60,7 +60,12 @@ def add_flags(parser: argparse.ArgumentParser, *, truth_required: bool) -> None:
         help="for the intervals; 0 for none (default: %(default)s)",
     )
     group.add_argument("--seed", type=int, default=0, help="of resamples and baselines")
-    group.add_argument(
+    add_leave_out(group)
+
+
+def add_leave_out(parser: argparse._ActionsContainer) -> None:
+    """Adds the rivals that are not fitted; `left_out` reads them."""
+    parser.add_argument(
         "--leave-out",
         default="",
         metavar="NAMES",
@@ -68,19 +73,30 @@ def add_flags(parser: argparse.ArgumentParser, *, truth_required: bool) -> None:
     )
 
 
+def left_out(args: argparse.Namespace) -> list[str]:
+    """Returns the rivals that are not fitted.
+
+    Raises:
+      ConfigError: a name that is none of a rival that takes time.
+    """
+    from stemjax.eval import baselines
+
+    found = list(names.split_names(args.leave_out))
+    if unknown := sorted(set(found) - baselines.SLOW):
+        raise errors.ConfigError(
+            f"--leave-out {', '.join(unknown)}",
+            expected=f"some of {', '.join(sorted(baselines.SLOW))}: the others take no time",
+        )
+    return found
+
+
 def evaluation(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of `stemjax.eval.evaluate.evaluate_all` that the flags say."""
-    from stemjax.eval import baselines, joining, truth
+    from stemjax.eval import joining, truth
 
     if args.slide is not None and len(args.predictions) > 1:
         raise errors.PredictionError(
             "--slide names one slide", expected="one prediction", found=str(len(args.predictions))
-        )
-    leave_out = names.split_names(args.leave_out)
-    if unknown := sorted(set(leave_out) - baselines.SLOW):
-        raise errors.ConfigError(
-            f"--leave-out {', '.join(unknown)}",
-            expected=f"some of {', '.join(sorted(baselines.SLOW))}: the others take no time",
         )
     train = None if args.train is None else tuple(names.split_names(args.train))
     return {
@@ -92,7 +108,7 @@ def evaluation(args: argparse.Namespace) -> dict[str, Any]:
         "foreign": joining.Foreign(
             slide=args.slide, value_space=args.value_space, train_slides=train
         ),
-        "leave_out": leave_out,
+        "leave_out": left_out(args),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,17 +26,21 @@ def check_window(experiment: Experiment) -> None:
     window, model, diffusion = experiment.window, experiment.model, experiment.diffusion
     bounds = {
         "window.hide": ("at least 0 and at most 1", 0 <= window.hide <= 1, window.hide),
-        "window.noise": ("at least 0", window.noise >= 0, window.noise),
+        "window.noise": ("at least 0", 0 <= window.noise < math.inf, window.noise),
         "data.hide_share": (
             "above 0 and below 1",
             0 < experiment.data.hide_share < 1,
             experiment.data.hide_share,
         ),
-        "data.hide_block": ("above 0", experiment.data.hide_block > 0, experiment.data.hide_block),
+        "data.hide_block": (
+            "above 0",
+            0 < experiment.data.hide_block < math.inf,
+            experiment.data.hide_block,
+        ),
         "model.head_width": ("at least 0", model.head_width >= 0, model.head_width),
         "window.condition_noise": (
             "at least 0",
-            window.condition_noise >= 0,
+            0 <= window.condition_noise < math.inf,
             window.condition_noise,
         ),
         "window.components": ("at least 1", window.components >= 1, window.components),
@@ -84,7 +89,7 @@ def check_window(experiment: Experiment) -> None:
 
 def _check_reaches(experiment: Experiment) -> None:
     try:
-        good = all(reach > 0 for reach in experiment.window.reaches_um)
+        good = all(0 < reach < math.inf for reach in experiment.window.reaches_um)
     except ValueError:
         good = False
     if not good or not experiment.window.reaches_um:

@@ -82,7 +82,11 @@ def _logged(workdir):
     return [{k: v for k, v in line.items() if k not in timing} for line in lines]
 
 
-@pytest.fixture(scope="module", params=CHANGES)
+# Stem with neighbours has a HisToSGE in it, which is therefore left to the slow tests.
+_KINDS = [pytest.param(k, marks=pytest.mark.slow) if k == "histosge" else k for k in CHANGES]
+
+
+@pytest.fixture(scope="module", params=_KINDS)
 def whole(request, toy_records, toy_experiment, tmp_path_factory):
     """An unbroken run on one device: experiment, workdir, and how often a step was traced."""
     experiment = _experiment(toy_experiment, request.param)
