@@ -138,6 +138,23 @@ def test_components_are_those_of_the_training_rows(whole, toy_records):
         )
 
 
+def test_a_run_from_trained_weights_keeps_their_components(whole, toy_records, tmp_path):
+    experiment, workdir, _ = whole
+    start = checkpoint.load(workdir, weights="last")
+    fewer = dataclasses.replace(experiment.data, train="T1")
+    experiment = _unvalidated(dataclasses.replace(experiment, data=fewer))
+    loop.train(experiment, toy_records, tmp_path, layout=_one_device(), start=start, stop_at=1)
+    begun, found = (p.get("regression", p) for p in (start.params, _weights(tmp_path)))
+    if experiment.model.kind == "histosge_published":
+        assert "loadings" not in found
+        return
+    assert material.gather(experiment, toy_records).schedule.n < len(
+        np.concatenate(list(material.gather(whole[0], toy_records).rows()))
+    )
+    for name in ("centre", "loadings"):
+        np.testing.assert_allclose(found[name], begun[name], atol=2e-6)
+
+
 def test_resuming_is_bitwise_the_unbroken_run(whole, toy_records, tmp_path):
     experiment, workdir = _unvalidated(whole[0]), whole[1]
     part = loop.train(experiment, toy_records, tmp_path, layout=_one_device(), stop_at=6)
