@@ -31,21 +31,29 @@ Adam moves a weight by the learning rate in a step, whatever it means. With 20, 
 some hundred steps, lengths and noise can change by a factor of ten.
 """
 
+LEVEL = 0.3
+"""Variance of a window's level before training, in units of the process's.
+
+Far from all measured spots the prediction falls back on what they are on average, and not on the
+mean of all slides: the more so the larger this is (ordinary kriging, where it is infinite).
+"""
+
 LEAST_NOISE = 1e-3
 """Keeps the covariance of spots that lie close together invertible in float32."""
 
 
 class Kriging(nnx.Module):
-    """Simple kriging within a window, with a covariance for each component.
+    """Kriging within a window, with a covariance for each component.
 
     The covariance of two spots' values is (1 + r) exp(-r), r = sqrt(3) distance / length (Matern,
-    nu = 3/2; Rasmussen and Williams 2006, eq. 4.17), and of a measured value with itself the
-    noise more. Length and noise are learned.
+    nu = 3/2; Rasmussen and Williams 2006, eq. 4.17), and the level more, since no window has the
+    mean of all; of a measured value with itself the noise more. All three are learned.
     """
 
     def __init__(self, components: int) -> None:
         self.length = nnx.Param(jnp.zeros((components,)))
         self.noise = nnx.Param(jnp.zeros((components,)))
+        self.level = nnx.Param(jnp.zeros((components,)))
 
     def __call__(
         self, shown_bl: Float[Array, "b l"], distance_bll: Float[Array, "b l l"]
@@ -61,7 +69,9 @@ class Kriging(nnx.Module):
         """
         length = jnp.exp(math.log(LENGTH_UM / UNIT_UM) + PACE * self.length[...])
         noise = LEAST_NOISE + jnp.exp(math.log(NOISE) + PACE * self.noise[...])
-        covariance = matern(distance_bll[:, None] / length[None, :, None, None])
+        level = jnp.exp(math.log(LEVEL) + PACE * self.level[...])
+        correlation = matern(distance_bll[:, None] / length[None, :, None, None])
+        covariance = correlation + level[None, :, None, None]
         # A spot that is not shown has no covariance with any other, and so no weight.
         known = shown_bl[:, None, :, None] * shown_bl[:, None, None, :]
         apart = noise[:, None, None] * jnp.eye(distance_bll.shape[-1])[None]

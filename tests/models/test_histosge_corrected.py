@@ -50,9 +50,12 @@ def test_a_fresh_network_is_a_gaussian_process_on_the_components():
     for b in range(3):
         kept = given["shown"][b] > 0
         scores = (given["x"][b, kept] - params["centre"]) @ params["loadings"].T
-        # A length of 400 um and as much noise as process, and what keeps them apart.
+        # A length of 400 um, a level, as much noise as process, and what keeps spots apart.
         process = gaussian_process.GaussianProcessRegressor(
-            gaussian_process.kernels.Matern(400.0, nu=1.5), alpha=1.001, optimizer=None
+            gaussian_process.kernels.Matern(400.0, nu=1.5)
+            + gaussian_process.kernels.ConstantKernel(0.3),
+            alpha=1.001,
+            optimizer=None,
         ).fit(np.float64(given["xy"][b, kept]), scores)
         found = process.predict(np.float64(given["xy"][b, :1]))
         expected[b] = params["centre"] + found[0] @ params["loadings"]
@@ -84,6 +87,23 @@ def test_a_fresh_network_attends_over_lengths_from_50_to_3200_um():
     # Slopes are in 1 / 100 um.
     lengths = 100.0 / np.log1p(np.exp(np.float64(slope)))
     np.testing.assert_allclose(lengths, np.tile(_lengths(4), (2, 1)), rtol=1e-5)
+
+
+def test_far_from_all_spots_the_level_of_the_window_is_left():
+    given, params = windows(), _fresh()
+    given["xy"][:, 0] += np.float32(1e6)
+    higher = given["x"] + 2 * params["loadings"][0]
+
+    def share(level):
+        """How much of a rise of all measured spots the prediction follows."""
+        kept = {**params["kriging"], "level": np.full(3, level, np.float32)}
+        one, other = (_run({**params, "kriging": kept}, given, x=x) for x in (given["x"], higher))
+        return (other - one) @ params["loadings"][0] / 2
+
+    np.testing.assert_allclose(share(-1.0), 0.0, atol=1e-6)  # simple kriging: the mean of all
+    np.testing.assert_allclose(share(0.4), 1.0, atol=1e-2)  # ordinary kriging: theirs
+    np.testing.assert_array_less(0.2, share(0.0))
+    np.testing.assert_array_less(share(0.0), 0.8)
 
 
 def test_where_a_window_lies_does_not_matter():
