@@ -339,5 +339,5 @@ def flops_per_window(config: HisToSGEConfig, *, tokens: int, published: bool) ->
     drift = 2 * tokens * d * (config.condition + k)
     # Scores of the tokens; weights by Cholesky's decomposition and two triangular solves, used
     # once; the head; and back to genes.
-    kriging = k * (2 * tokens * g + tokens**3 // 3 + 2 * tokens**2 + 2 * tokens + 2 * d + 2 * g)
-    return config.depth * block + tokens_in + drift + kriging
+    found = k * (2 * tokens * g + tokens**3 // 3 + 2 * tokens**2 + 2 * tokens + 2 * d + 2 * g)
+    return config.depth * block + tokens_in + drift + found
