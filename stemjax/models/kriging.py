@@ -38,8 +38,14 @@ Far from all measured spots the prediction falls back on what they are on averag
 mean of all slides: the more so the larger this is (ordinary kriging, where it is infinite).
 """
 
+FARTHEST = 5.0
+"""What such a logarithm can move by: a factor of 148 either way.
+
+Beyond, the covariance of spots that lie close together cannot be inverted in float32.
+"""
+
 LEAST_NOISE = 1e-3
-"""Keeps the covariance of spots that lie close together invertible in float32."""
+"""Noise that is always there."""
 
 
 class Kriging(nnx.Module):
@@ -67,9 +73,9 @@ class Kriging(nnx.Module):
           shown_bl: 1 where a spot's value is known.
           distance_bll: distances within the window, in `UNIT_UM`.
         """
-        length = jnp.exp(math.log(LENGTH_UM / UNIT_UM) + PACE * self.length[...])
-        noise = LEAST_NOISE + jnp.exp(math.log(NOISE) + PACE * self.noise[...])
-        level = jnp.exp(math.log(LEVEL) + PACE * self.level[...])
+        length = _moved(LENGTH_UM / UNIT_UM, self.length[...])
+        noise = LEAST_NOISE + _moved(NOISE, self.noise[...])
+        level = _moved(LEVEL, self.level[...])
         correlation = matern(distance_bll[:, None] / length[None, :, None, None])
         covariance = correlation + level[None, :, None, None]
         # A spot that is not shown has no covariance with any other, and so no weight.
@@ -79,6 +85,10 @@ class Kriging(nnx.Module):
         asked = covariance[:, :, 0] * shown_bl[:, None]
         solve = jax.vmap(jax.vmap(lambda a, b: jax.scipy.linalg.solve(a, b, assume_a="pos")))
         return solve(among, asked)
+
+
+def _moved(start: float, weight: Float[Array, " k"]) -> Float[Array, " k"]:
+    return jnp.exp(math.log(start) + jnp.clip(PACE * weight, -FARTHEST, FARTHEST))
 
 
 def matern(distance: Float[Array, "*n"]) -> Float[Array, "*n"]:

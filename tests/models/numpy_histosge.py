@@ -112,6 +112,11 @@ def _fourier(offset):
     return np.array(out)
 
 
+def _moved(weight):
+    """The factor that a weight of the kriging stands for."""
+    return math.exp(min(max(20.0 * weight, -5.0), 5.0))
+
+
 def _matern(r):
     """Matern correlation of nu = 3/2, r in length scales."""
     return (1.0 + math.sqrt(3.0) * r) * math.exp(-math.sqrt(3.0) * r)
@@ -139,10 +144,10 @@ def corrected(params, cond, x, seen, shown, present, xy, *, heads, gelu=gelu_tan
         measured = [j for j in range(n) if shown_l[j] > 0]
         out = p["centre"].copy()
         for k, loading in enumerate(p["loadings"]):
-            length = 4.0 * np.exp(20.0 * p["kriging"]["length"][k])
-            noise = 1e-3 + np.exp(20.0 * p["kriging"]["noise"][k])
+            length = 4.0 * _moved(p["kriging"]["length"][k])
+            noise = 1e-3 + _moved(p["kriging"]["noise"][k])
             score = drift[0, k] + _linear(p["head"], hidden[0])[k]
-            level = 0.3 * np.exp(20.0 * p["kriging"]["level"][k])
+            level = 0.3 * _moved(p["kriging"]["level"][k])
             among = [[level + _matern(distance[i][j] / length) for j in measured] for i in measured]
             among = np.array(among).reshape(2 * (len(measured),)) + noise * np.eye(len(measured))
             asked = np.array([level + _matern(distance[0][j] / length) for j in measured])
