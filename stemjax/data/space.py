@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from stemjax import errors
 from stemjax import typing as st
@@ -70,6 +71,16 @@ class Space:
             x = self.expression.apply(self.forward(counts[rows], total[rows]))
             out[rows] = np.where(mask[rows] != 0, x, np.float32(0))
         return out
+
+    def expression_blocks(
+        self, tables: Iterable[records_lib.Table]
+    ) -> Iterator[Float[np.ndarray, "n g"]]:
+        """`encode_expression` of the tables' rows, some thousands at a time."""
+        for table in tables:
+            for rows in _chunks(table.n):
+                yield self.encode_expression(
+                    table.counts[rows], table.total[rows], table.mask[rows]
+                )
 
     def encode_condition(self, embeddings: np.ndarray) -> np.ndarray:
         """Standardised embeddings of one variant a row, [n c] float32."""

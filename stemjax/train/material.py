@@ -23,8 +23,6 @@ from stemjax.train import origin as origins
 
 _log = logging.getLogger(__name__)
 
-_BLOCK = 4096  # rows encoded at once
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Material:
@@ -39,12 +37,7 @@ class Material:
 
     def rows(self) -> Iterator[Float[np.ndarray, "n g"]]:
         """The training rows' expression in the model's space, block by block."""
-        for table in self.shown.tables():
-            for start in range(0, table.n, _BLOCK):
-                part = slice(start, start + _BLOCK)
-                yield self.card.space.encode_expression(
-                    table.counts[part], table.total[part], table.mask[part]
-                )
+        return self.card.space.expression_blocks(self.shown.tables())
 
 
 def choose_split(experiment: config.Experiment, patients: Mapping[str, str | None]) -> splits.Split:
