@@ -6,6 +6,10 @@ the parts, so that a caller can show them apart and a test can look at each of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+_MOST_LISTED = 20
+
 
 class StemjaxError(Exception):
     """A problem that the user can mend.
@@ -84,6 +88,31 @@ class SplitError(StemjaxError):
     code = "SJ-D07"
 
 
+class SlidesFailedError(StemjaxError):
+    """Some of the slides asked for failed, in preparing or predicting; the others are done.
+
+    Args:
+      what: how many failed.
+      failed: what went wrong, by slide; the message lists the first 20.
+      written: the slides that are done.
+      fix: what to do about it.
+    """
+
+    code = "SJ-D08"
+
+    def __init__(
+        self, what: str, *, failed: Mapping[str, str], written: Sequence[str], fix: str
+    ) -> None:
+        self.failed, self.written = dict(failed), tuple(written)
+        super().__init__(what, fix=fix)
+
+    def __str__(self) -> str:
+        listed = [f"    {slide}: {why}" for slide, why in list(self.failed.items())[:_MOST_LISTED]]
+        if (more := len(self.failed) - _MOST_LISTED) > 0:
+            listed.append(f"    and {more} more")
+        return "\n".join([super().__str__(), *listed])
+
+
 class ConfigError(StemjaxError):
     """A configuration has an unknown key or a value that cannot work."""
 
@@ -112,6 +141,12 @@ class BundleError(StemjaxError):
     """A bundle is missing, incomplete or damaged."""
 
     code = "SJ-X02"
+
+
+class DisagreementError(StemjaxError):
+    """Processes that were started as one run would not do the same."""
+
+    code = "SJ-T02"
 
 
 class NonFiniteError(StemjaxError):

@@ -22,6 +22,7 @@ LAYERS = [
     ("stemjax.models", 1),
     ("stemjax.data", 1),
     ("stemjax.mesh", 1),
+    ("stemjax.distributed", 1),
     ("stemjax.eval.metrics", 1),
     ("stemjax.tasks", 2),
     ("stemjax.eval.baselines", 2),

@@ -160,3 +160,92 @@ def test_four_devices_train_like_one(rules):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
         expected = leaf.shape[0] // (4 if rules else 1)
         assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "pieces"),
+    [({}, (4, 1, 1), 4), ({"fsdp": 2}, (2, 2, 1), 4), ({"fsdp": 2, "genes": 2}, (1, 2, 2), 2)],
+)
+def test_devices_stand_in_groups(axes, shape, pieces):
+    layout = mesh.make_layout(**axes)
+    assert tuple(layout.mesh.shape.values()) == shape
+    assert layout.mesh.axis_names == ("data", "fsdp", "genes")
+    assert set(layout.mesh.axis_types) == {AxisType.Auto}
+    assert (layout.pieces, layout.share) == (pieces, (0, 1))
+    assert [device.id for device in layout.mesh.devices.flat] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 3}, {"genes": 8}, {"fsdp": 4, "genes": 2}, {"fsdp": 0}])
+def test_groups_that_do_not_divide_the_devices_are_refused(axes):
+    with pytest.raises(errors.ConfigError, match=r"divides the 4 devices"):
+        mesh.make_layout(**axes)
+
+
+class Chip:
+    """A device that is not there, of a slice and a process."""
+
+    platform = "tpu"
+
+    def __init__(self, number, process, slice_index):
+        self.id, self.process_index, self.slice_index = number, process, slice_index
+
+    def __repr__(self):
+        return f"chip {self.id}"
+
+
+def grid_of(monkeypatch, chips, **axes):
+    """The numbers of the chips by place, as the mesh would be given them."""
+    made = []
+
+    def note(grid, names, axis_types):
+        made.append(grid)
+        return AbstractMesh(grid.shape, names, axis_types=axis_types)
+
+    monkeypatch.setattr(mesh, "Mesh", note)
+    mesh.make_layout(chips, **axes)
+    return [[[chip.id for chip in tokens] for tokens in rows] for rows in made[0]]
+
+
+def test_short_axes_stay_inside_a_slice(monkeypatch):
+    # Two slices of two processes of two chips, numbered across the slices.
+    chips = [Chip(n, process=n // 2, slice_index=n % 4 // 2) for n in range(8)]
+    found = grid_of(monkeypatch, chips, fsdp=2, genes=2)
+    assert found == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+    with pytest.raises(errors.ConfigError, match="the 4 devices of a slice"):
+        mesh.make_layout(chips, fsdp=8)
+
+
+def test_a_process_holds_whole_rows_or_a_piece_of_one_s_genes():
+    chips = [Chip(n, process=n // 4, slice_index=0) for n in range(12)]
+    with pytest.raises(errors.ConfigError, match="divisor or a multiple of the 4 devices"):
+        mesh.make_layout(chips, genes=6)
+
+
+def test_large_arrays_are_split_along_their_longest_dimension():
+    layout = mesh.Layout(mesh=grid(data=2, fsdp=4, genes=1), split_from=64)
+    tree = {
+        # Layers are used one after another: never along them, however many.
+        "blocks": {"a": jnp.zeros((96, 8, 12)), "b": jnp.zeros((4, 16, 4)), "few": jnp.zeros(60)},
+        "square": jnp.zeros((8, 8)),
+        "odd": jnp.zeros((9, 9)),
+        "next": jnp.zeros((9, 8)),
+        "params": {"blocks": {"c": jnp.zeros((8, 7, 4))}},
+    }
+    assert specs(layout, tree) == {
+        "blocks": {"a": P(None, None, "fsdp"), "b": P(None, "fsdp"), "few": P()},
+        "square": P(None, "fsdp"),
+        "odd": P(),
+        "next": P(None, "fsdp"),
+        "params": {"blocks": {"c": P(None, None, "fsdp")}},
+    }
+
+
+def test_rules_go_before_the_longest_dimension():
+    layout = mesh.Layout(mesh=grid(data=2, fsdp=4), rules=((r"head/", P()),), split_from=1)
+    assert specs(layout, PARAMS)["head"] == {"kernel": P()}
+    assert specs(layout, PARAMS)["blocks"]["attn"]["bias"] == P(None, "fsdp")
+
+
+def test_what_is_at_home_already_stays():
+    tree = {"a": jax.device_put(np.ones(3), mesh.make_layout().replicated), "b": np.ones(2)}
+    assert mesh.bring_home(tree) is tree

@@ -22,6 +22,7 @@ from stemjax.cli import (
     domains,
     evaluate,
     exchange,
+    options,
     predict,
     prepare,
     recover,
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}; see stemjax {args.command} --help")
     try:
         with _plain_log():
+            options.start_processes(args)
             if args.command in _COMPILE:
                 from stemjax import compilation
 

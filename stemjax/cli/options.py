@@ -75,6 +75,43 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a run of several processes; `start_processes` reads them."""
+    group = parser.add_argument_group(
+        "several processes",
+        "one a host, or one a GPU, each with the same command. Under srun, mpirun and on TPU pods "
+        "they find each other; elsewhere say where the first is",
+    )
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where the first process listens for the others"
+    )
+    group.add_argument("--process-count", type=int, metavar="N", help="processes in all")
+    group.add_argument(
+        "--process-index", type=int, metavar="I", help="which of them this is, from 0 on"
+    )
+    group.add_argument(
+        "--alone", action="store_true", help="do not look for others, whatever started this process"
+    )
+
+
+def start_processes(args: argparse.Namespace) -> None:
+    """Connects this process with the others of its run, if the command can have others.
+
+    Raises:
+      ConfigError: the flags do not go together, or the others cannot be reached.
+    """
+    if not hasattr(args, "coordinator"):
+        return
+    from stemjax import distributed
+
+    distributed.start(
+        coordinator=args.coordinator,
+        process_count=args.process_count,
+        process_index=args.process_index,
+        detect=not args.alone,
+    )
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of what is drawn, and how; `sampling` reads them."""
     # No defaults here: what is not given is left to stemjax.tasks.Sampling.

@@ -27,11 +27,12 @@ def add(commands: options.Commands) -> None:
         metavar="MODEL",
         help="run or bundle whose weights and space the run starts from (default: random weights)",
     )
+    options.add_processes(parser)
     parser.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stemjax import config, configfile, terminal
+    from stemjax import config, configfile, distributed, terminal
     from stemjax.data import records
     from stemjax.export import bundle
     from stemjax.train import loop
@@ -39,11 +40,15 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> None:
     experiment = config.resolve(configfile.load(args.config, rest))
     source = records.open_records(*names.split_names(experiment.data.records))
     start = bundle.open_model(args.start) if args.start else None
-    line = terminal.TrainingLine(experiment.train.steps)
+    line = terminal.TrainingLine(experiment.train.steps) if distributed.is_first() else None
     try:
-        result = loop.train(experiment, source, args.workdir, outputs=[line], start=start)
+        outputs = [line] if line else []
+        result = loop.train(experiment, source, args.workdir, outputs=outputs, start=start)
     finally:
-        line.close()
+        if line:
+            line.close()
+    if not distributed.is_first():
+        return
     print(  # noqa: T201
         f"{args.workdir}: step {result.step}, {result.seconds:.0f} s in the loop, "
         f"{result.compile_seconds:.0f} s compiling"

@@ -7,13 +7,14 @@ experiment is data and is never executed.
 """
 
 from stemjax.config.building import flops_per_evaluation, make_task, network_shape
-from stemjax.config.schema import Data, Diffusion, Experiment, Model, Optim, Train, Window
+from stemjax.config.schema import Data, Diffusion, Experiment, Mesh, Model, Optim, Train, Window
 from stemjax.config.values import as_json, default_config, differences, digest, resolve
 
 __all__ = [
     "Data",
     "Diffusion",
     "Experiment",
+    "Mesh",
     "Model",
     "Optim",
     "Train",

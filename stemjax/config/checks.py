@@ -24,6 +24,8 @@ def check(experiment: Experiment) -> None:
         "train.log_every": train.log_every,
         "train.save_every": train.save_every,
         "train.keep": train.keep,
+        "mesh.fsdp": experiment.mesh.fsdp,
+        "mesh.genes": experiment.mesh.genes,
     }
     for name, value in at_least_one.items():
         if value < 1:

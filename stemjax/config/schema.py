@@ -225,6 +225,22 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How the devices of all processes are arranged; no result depends on it beyond rounding.
+
+    What is left over is data parallel: the batch is split over devices / genes.
+
+    Attributes:
+      fsdp: devices that the large weights, their averages and moments are split over, for models
+        that do not fit one; they share the batch as well.
+      genes: devices that the gene tokens of a spot are split over, for panels of 1,000 and more.
+    """
+
+    fsdp: int = 1
+    genes: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that a run needs besides the records themselves."""
 
@@ -236,6 +252,7 @@ class Experiment:
     diffusion: Diffusion = Diffusion()
     optim: Optim = Optim()
     train: Train = Train()
+    mesh: Mesh = Mesh()
 
     @property
     def val_slides(self) -> tuple[str, ...]:

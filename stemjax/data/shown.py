@@ -62,9 +62,13 @@ class Shown:
         tables = {slide: self.records.load([slide]) for slide in self.partly}
         return {k: np.flatnonzero(~hidden_rows(v, self.hiding)) for k, v in tables.items()}
 
-    def tables(self) -> Iterator[records_lib.Table]:
-        """The rows a slide at a time, sorted by id."""
-        for slide in sorted(self.slides):
+    def tables(self, part: tuple[int, int] = (0, 1)) -> Iterator[records_lib.Table]:
+        """The rows a slide at a time, sorted by id.
+
+        Args:
+          part: (i, n) gives slides i, i + n, ... alone.
+        """
+        for slide in sorted(self.slides)[part[0] :: part[1]]:
             table = self.records.load([slide])
             yield take_rows(table, self._cut[slide]) if slide in self._cut else table
 

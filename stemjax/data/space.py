@@ -11,7 +11,7 @@ encoded to the same bits alone, in a batch or with the whole table.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from stemjax import errors
 from stemjax import typing as st
 from stemjax.data import records as records_lib
 from stemjax.data import transforms
+
+type Share = Callable[[list[np.ndarray]], list[np.ndarray]]
+type Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Rows encoded at once: bounds the float64 temporaries of a fit and of a transform.
 _CHUNK = 4096
@@ -140,6 +143,7 @@ class Space:
         transform: str,
         standardise_expression: bool = True,
         standardise_condition: bool = True,
+        share: Share | None = None,
     ) -> Space:
         """The space of some training rows.
 
@@ -154,23 +158,36 @@ class Space:
           transform: name of the transform.
           standardise_expression: False leaves the value space as it is, as Stem publishes it.
           standardise_condition: False leaves the embeddings as they are.
+          share: where ``tables`` are some of several, makes the moments of all of them, in order,
+            from those of these. The space then is the same to the last bit.
 
         Raises:
           ConfigError: the transform is unknown.
           RecordsError: there are no rows.
         """
         forward = transforms.get_transform(transform).forward
+        given = (tables,) if isinstance(tables, records_lib.Table) else tables
+        # Each table by itself, whoever reads it, so that it does not matter who does.
+        parts = [_moments(table, forward) for table in given]
         expression, condition = transforms.Moments(), transforms.Moments()
-        for table in (tables,) if isinstance(tables, records_lib.Table) else tables:
-            for rows in _chunks(table.n):
-                expression.add(forward(table.counts[rows], table.total[rows]), table.mask[rows])
-                condition.add(table.embeddings[rows, 0])
+        for part in parts if share is None else share(parts):
+            expression.merge(transforms.Moments.from_array(part[:, : len(genes)]))
+            condition.merge(transforms.Moments.from_array(part[:, len(genes) :]))
         return cls(
             genes=genes,
             transform=transform,
             expression=_standardisation(expression, fitted=standardise_expression),
             condition=_standardisation(condition, fitted=standardise_condition),
         )
+
+
+def _moments(table: records_lib.Table, forward: Forward) -> Float[np.ndarray, "3 w"]:
+    """The moments of a table's expression and, beside them, of its condition (`to_array`)."""
+    expression, condition = transforms.Moments(), transforms.Moments()
+    for rows in _chunks(table.n):
+        expression.add(forward(table.counts[rows], table.total[rows]), table.mask[rows])
+        condition.add(table.embeddings[rows, 0])
+    return np.concatenate([expression.to_array(), condition.to_array()], axis=1)
 
 
 def _standardisation(moments: transforms.Moments, *, fitted: bool) -> transforms.Standardisation:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Real
+from jaxtyping import Float, Float32, Float64, Real
 
 from stemjax import errors
 
@@ -158,16 +158,32 @@ class Moments:
         """Takes further rows."""
         use = np.ones(x.shape, bool) if mask is None else mask != 0
         values = np.where(use, x, 0).astype(np.float64)
-        if not self._weight.size:
-            self._weight = self._mean = self._square = np.zeros(x.shape[1])
         weight = use.sum(axis=0)
         mean = values.sum(axis=0) / np.maximum(weight, 1)
         square = (np.where(use, values - mean, 0) ** 2).sum(axis=0)
-        both = np.maximum(self._weight + weight, 1)
-        gap = mean - self._mean
-        self._square = self._square + square + gap**2 * self._weight * weight / both
-        self._mean = self._mean + gap * weight / both
-        self._weight = self._weight + weight
+        self.merge(Moments.from_array(np.stack([weight, mean, square])))
+
+    def merge(self, other: Moments) -> None:
+        """Takes the rows that another has taken."""
+        if not self.width:
+            self._weight = self._mean = self._square = np.zeros(other.width)
+        both = np.maximum(self._weight + other._weight, 1)
+        gap = other._mean - self._mean
+        self._square = self._square + other._square
+        self._square += gap**2 * self._weight * other._weight / both
+        self._mean = self._mean + gap * other._weight / both
+        self._weight = self._weight + other._weight
+
+    def to_array(self) -> Float64[np.ndarray, "3 w"]:
+        """Weight, mean and squared deviation of each column."""
+        return np.stack([self._weight, self._mean, self._square])
+
+    @classmethod
+    def from_array(cls, values: Float64[np.ndarray, "3 w"]) -> Moments:
+        """The moments that `to_array` gave."""
+        made = cls()
+        made._weight, made._mean, made._square = values
+        return made
 
     @property
     def width(self) -> int:

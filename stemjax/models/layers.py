@@ -20,7 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from stemjax.models import attention
+from stemjax.models import attention, placing
 
 LAYER_NORM_EPS = 1e-6
 
@@ -208,6 +208,7 @@ def run_blocks(
         x_bgd: jax.Array, layer: tuple[Block | VectorBlock, list[Array]]
     ) -> tuple[jax.Array, None]:
         block, vectors = layer
+        x_bgd, block = placing.spread_tokens(x_bgd), placing.gathered(block)
         return block(x_bgd, [share(vector, x_bgd) for vector in vectors]), None
 
     # The barrier against common subexpressions is not needed inside a scan.

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
 from stemjax import errors
+from stemjax.models import placing
 from stemjax.typing import Params
 
 type Bound = Callable[[Float[Array, "b g"], Float[Array, " b"]], Array]
@@ -83,7 +84,7 @@ def make_network(build: Callable[[nnx.Rngs], nnx.Module], *, method: str = "__ca
 
     def apply(params: Params, *inputs: Array) -> jax.Array:
         _require_same(wanted, _shapes(params))
-        return getattr(nnx.merge(graph, nnx.State(params)), method)(*inputs)
+        return getattr(nnx.merge(graph, nnx.State(_at_hand(params))), method)(*inputs)
 
     return Network(init=init, apply=apply)
 
@@ -101,7 +102,7 @@ def make_conditional(build: Callable[[nnx.Rngs], nnx.Module], *, row_bytes: int 
 
     def bind(params: Params, cond: Array, *, repeat: int = 1) -> Bound:
         _require_same(wanted, _shapes(params))
-        module: Any = nnx.merge(graph, nnx.State(params))
+        module: Any = nnx.merge(graph, nnx.State(_at_hand(params)))
         embedded = module.embed(cond)
 
         def bound(x: Array, noise_level: Array) -> jax.Array:
@@ -127,6 +128,13 @@ def _abstract(
     # here, from shapes, and every later call works on arrays alone.
     graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param)
     return graph, _shapes(nnx.to_pure_dict(state))
+
+
+def _at_hand(params: Params) -> Params:
+    """The parameters, those outside the loop over blocks gathered from where they are split."""
+    return {
+        name: part if name == "blocks" else placing.gathered(part) for name, part in params.items()
+    }
 
 
 def _shapes(params: PyTree) -> dict[str, tuple[int, ...]]:

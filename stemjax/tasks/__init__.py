@@ -14,7 +14,7 @@ evaluation see nothing else of a model.
 `Sampling` says how a prediction is made, for all of them.
 """
 
-from stemjax.tasks.base import AnyTask, DiffusionTask, Fitted, Task, draw_profiles
+from stemjax.tasks.base import AnyTask, DiffusionTask, Fitted, Replicated, Task, draw_profiles
 from stemjax.tasks.consistency import ConsistencyTask
 from stemjax.tasks.ddpm import DdpmTask
 from stemjax.tasks.histosge import HisToSGETask
@@ -41,6 +41,7 @@ __all__ = [
     "NeighbourTask",
     "Predictor",
     "Progress",
+    "Replicated",
     "Sampling",
     "Steered",
     "StemTask",

@@ -87,6 +87,15 @@ class Fitted(Protocol):
         ...
 
 
+@runtime_checkable
+class Replicated(Protocol):
+    """A task whose network can train with a copy of the weights a device (`models.replicas`)."""
+
+    def per_replica(self) -> Task:
+        """Returns the task for weights that have a leading axis of one copy a device."""
+        ...
+
+
 class DiffusionTask(AnyTask, Protocol):
     """A task that has a denoiser, so that it can be guided, told some genes, or asked for odds."""
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from stemjax import errors
 from stemjax.diffusion import ddpm, denoiser, sampler
-from stemjax.models import network
+from stemjax.models import network, replicas
 from stemjax.tasks import base
 from stemjax.tasks.sampling import ONE_EVALUATION, Sampling
 from stemjax.typing import Batch, Params
@@ -57,6 +57,10 @@ class DdpmTask:
     def init(self, key: Key[Array, ""]) -> Params:
         """Returns fresh parameters."""
         return self.network.init(key)
+
+    def per_replica(self) -> DdpmTask:
+        """Returns the task for weights that come once a device (`tasks.Replicated`)."""
+        return dataclasses.replace(self, network=replicas.per_replica(self.network))
 
     def loss(
         self, params: Params, batch: Batch, key: Key[Array, ""]

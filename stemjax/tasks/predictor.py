@@ -62,7 +62,7 @@ class Predictor:
     def __init__(
         self, run: Callable[..., Array], *, spots: int, spots_axis: int, layout: mesh.Layout
     ) -> None:
-        devices = layout.mesh.shape[mesh.DATA]
+        devices = layout.pieces
         sizes = {devices * math.ceil(spots / (part * devices)) for part in BUCKETS}
         self.sizes = tuple(sorted(sizes, reverse=True))
         self._run, self._axis, self._layout = run, spots_axis, layout
@@ -137,7 +137,7 @@ def make_predictor(
       reduce: what is kept of the draws, say their moments (`summary.make_summary`).
       layout: devices; this process's by default.
     """
-    return _cached(task, sampling, rows, reduce, layout or mesh.make_layout(jax.local_devices()))
+    return _cached(task, sampling, rows, reduce, layout or mesh.local_layout())
 
 
 # A predictor holds its compiled programs: a few are all that a job needs.
@@ -149,7 +149,7 @@ def _cached(
         found = task.predict(params, cond, keys, sampling=sampling)
         return found if reduce is None else reduce(found)
 
-    devices = layout.mesh.shape[mesh.DATA]
+    devices = layout.pieces
     each = rows_at_a_time(task.row_bytes) if rows is None else rows
     spots = max(1, each * devices // sampling.draws)
     return Predictor(run, spots=spots, spots_axis=1, layout=layout)
@@ -163,8 +163,9 @@ def by_portions(run: Callable[..., Array], *, rows: int, spots_axis: int) -> Pre
       rows: spots a call, at most.
       spots_axis: which axis of the result that is.
     """
-    layout = mesh.make_layout(jax.local_devices())
-    return Predictor(run, spots=max(1, rows), spots_axis=spots_axis, layout=layout)
+    return Predictor(
+        run, spots=max(1, rows), spots_axis=spots_axis, layout=mesh.local_layout()
+    )
 
 
 def portions(spots: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from stemjax import errors
 from stemjax.diffusion import denoiser, guidance, noise
-from stemjax.models import network
+from stemjax.models import network, replicas
 from stemjax.tasks import base
 from stemjax.tasks.sampling import Sampling
 from stemjax.typing import Batch, Params
@@ -83,6 +83,10 @@ class StemTask:
     def init(self, key: Key[Array, ""]) -> Params:
         """Returns fresh parameters."""
         return self.network.init(key)
+
+    def per_replica(self) -> StemTask:
+        """Returns the task for weights that come once a device (`tasks.Replicated`)."""
+        return dataclasses.replace(self, network=replicas.per_replica(self.network))
 
     def loss(
         self, params: Params, batch: Batch, key: Key[Array, ""]

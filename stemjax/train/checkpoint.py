@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from stemjax import config, errors, mesh, tasks
+from stemjax import config, distributed, errors, mesh, tasks
 from stemjax.data import embeddings, space
 from stemjax.train import calibration
 from stemjax.train import state as states
@@ -38,6 +38,7 @@ FORMAT = 1
 _NEUTRAL = {
     "data": ("records", "residence", "manifest", "fold", "leakage"),
     "train": ("log_every", "keep", "steps_per_call", "remat"),
+    "mesh": ("fsdp", "genes"),
 }
 
 
@@ -142,6 +143,11 @@ def _manager(folder: pathlib.Path, *, keep: int | None) -> ocp.CheckpointManager
             enable_async_checkpointing=keep is not None,
             cleanup_tmp_directories=keep is not None,
             create=keep is not None,
+            # Processes wait for each other by a name and a step: two folders may save the same step
+            # at once.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=folder.name
+            ),
         ),
     )
 
@@ -162,17 +168,22 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, card: Card) -> None:
         self.workdir, self.card = workdir, card
         workdir.mkdir(parents=True, exist_ok=True)
+        if distributed.is_first():
+            self._begin_run()
+        distributed.wait(f"config.json of {workdir}")
         self._require_same_run()
         self._steps = _manager(workdir / "checkpoints", keep=card.experiment.train.keep)
         self._best = _manager(workdir / "best", keep=1)
 
-    def _require_same_run(self) -> None:
-        path, ours = self.workdir / "config.json", self.card.to_json()
+    def _begin_run(self) -> None:
+        path = self.workdir / "config.json"
         if not path.exists():
             partial = path.with_name(path.name + ".tmp")
-            partial.write_text(json.dumps(ours, indent=1))
+            partial.write_text(json.dumps(self.card.to_json(), indent=1))
             os.replace(partial, path)
-            return
+
+    def _require_same_run(self) -> None:
+        path, ours = self.workdir / "config.json", self.card.to_json()
         try:
             theirs = json.loads(path.read_text())
         except ValueError as error:

@@ -156,13 +156,20 @@ class Programs:
         policy: str,
         teacher: Params | None = None,
     ) -> None:
-        self._make_step, self._layout = make_step, layout
+        self._make_step, self.layout = make_step, layout
         self._journal, self._policy = journal, policy
         self._compiled: dict[int, jax.stages.Compiled] = {}
+        # Devices that a CPU plays share its threads: of two programs under way, each may hold some
+        # that the other's sum over devices waits for, and both then wait for ever.
+        devices = np.asarray(cast(Any, layout.mesh).devices).ravel()
+        self._one_at_a_time = len(devices) > 1 and devices[0].platform == "cpu"
         self._table, self._show = view.table, view.show
         if teacher is not None:
             # An argument of the program: as a constant it would be compiled into it.
-            self._table = {**view.table, "teacher": jax.device_put(teacher, layout.replicated)}
+            self._table = {
+                **view.table,
+                "teacher": jax.device_put(jax.device_get(teacher), layout.replicated),
+            }
             self._show = lambda table, part: cast(
                 Batch, {**view.show(table, part), "teacher": table["teacher"]}
             )
@@ -177,17 +184,20 @@ class Programs:
           start: updates done.
           handed: what the view handed over for the steps from ``start`` on.
         """
-        given = self._layout.put(stack(handed))
+        given = self.layout.put(stack(handed))
         if len(handed) not in self._compiled:
             jax.block_until_ready(state)  # what still runs belongs on the loop's clock
             with self._journal.compiling(start):
                 self._compiled[len(handed)] = self._compile(state, given)
-        return self._compiled[len(handed)](state, self._table, given)
+        done = self._compiled[len(handed)](state, self._table, given)
+        if self._one_at_a_time:
+            jax.block_until_ready(done)
+        return done
 
     def _compile(self, state: states.TrainState, given: Handed) -> jax.stages.Compiled:
         def build(remat: bool) -> jax.stages.Compiled:
             call = make_call(self._make_step(remat), self._show)
-            return steps.compile_update(call, self._layout, state, self._table, given)
+            return steps.compile_update(call, self.layout, state, self._table, given)
 
         program, remat = compile_within(build, self._policy, resident.device_memory())
         # A run's second program is like its first.

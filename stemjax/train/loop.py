@@ -16,10 +16,10 @@ import jax
 import numpy as np
 import optax
 
-from stemjax import config, errors, mesh, tasks
+from stemjax import config, distributed, errors, mesh, tasks
 from stemjax.data import records
 from stemjax.eval import metrics as scores
-from stemjax.train import checkpoint, dispatch, spot_inputs, writers
+from stemjax.train import agreement, checkpoint, dispatch, spot_inputs, writers
 from stemjax.train import journal as journals
 from stemjax.train import material as material_lib
 from stemjax.train import origin as origins
@@ -48,26 +48,43 @@ class Result:
 
 
 def make_validate(
-    card: checkpoint.Card, task: tasks.Task, table: records.Table, source: records.Records
+    card: checkpoint.Card,
+    task: tasks.Task,
+    table: records.Table,
+    source: records.Records,
+    rows: int | None = None,
 ) -> Callable[[Params], dict[str, float]]:
     """Returns ``validate(ema) -> {"val_mse", "val_mae", "val_pcc"}`` on the table's spots.
 
     The prediction is the conditional mean of the original view: one evaluation a spot, or one
     antithetic pair where no mean token is trained; a model of windows predicts each spot from the
     others. Errors are in the transform's space, PCC is the mean over genes.
+
+    Args:
+      card: what the weights mean.
+      task: the model.
+      table: the spots, or of ``rows`` spots this process's share, which all processes predict
+        together.
+      source: records of the slides.
+      rows: spots in all; None is those of the table.
     """
+    together = table.n if rows is None else rows
+    shared = table.n < together
     predict = tasks.make_predictor(task, task.estimate)
     given = spot_inputs.make_inputs(card, table, source)
     keys = given.keys(card.experiment.seed)
     truth = card.space.forward(table.counts, table.total)
 
     def validate(ema: Params) -> dict[str, float]:
-        drawn = given.of_spots(predict(ema, given.tree, keys))
-        values = card.space.values(drawn.mean(axis=0))
-        pcc = scores.pcc_per_gene(values, truth, table.mask)
+        drawn = given.of_spots(predict(mesh.bring_home(ema), given.tree, keys))
+        found = card.space.values(drawn.mean(axis=0)), truth, table.mask
+        if shared:
+            found = tuple(distributed.gather_rows(part, together) for part in found)
+        values, measured, mask = found
+        pcc = scores.pcc_per_gene(values, measured, mask)
         return {
-            "val_mse": scores.mse(values, truth, table.mask),
-            "val_mae": scores.mae(values, truth, table.mask),
+            "val_mse": scores.mse(values, measured, mask),
+            "val_mae": scores.mae(values, measured, mask),
             "val_pcc": float(np.nanmean(pcc)),
         }
 
@@ -92,7 +109,7 @@ def train(
       workdir: folder for checkpoints, metrics and the configuration.
       outputs: further places for metrics (a progress line, say); JSONL and TensorBoard are
         always written.
-      layout: devices; all of this machine's by default.
+      layout: devices; by default all of this run's, arranged by ``config.mesh``.
       start: trained weights to start from, with their space; a run that goes on needs them only
         where its loss asks them (``diffusion.partner = "teacher"``).
       stop_at: leave after this many updates in all, as an interrupted run would.
@@ -103,9 +120,11 @@ def train(
       ConfigError, EncoderMismatchError, GenePanelError: ``start`` does not fit, or there is none
         and the process needs one.
       NonFiniteError: an update was not finite; the last checkpoint is from before it.
+      DisagreementError: a process of this run would not do the same as the first.
     """
     workdir = pathlib.Path(workdir)
-    layout = layout or mesh.make_layout()
+    layout = layout or mesh.make_layout(fsdp=experiment.mesh.fsdp, genes=experiment.mesh.genes)
+    distributed.require_agreement(agreement.facts(experiment, source, workdir, start))
     if start is not None:
         origins.require_start(start, experiment, source)
     origin = origins.find(workdir, start)
@@ -120,12 +139,15 @@ def train(
     optimizer = states.make_optimizer(experiment.optim, experiment.train.steps)
     with checkpoint.Checkpoints(workdir, material.card) as checkpoints:
         state = _start(material, optimizer, checkpoints, layout, origin)
-        files: list[writers.Writer] = [
-            writers.JsonLines(workdir / "metrics.jsonl", resume_step=int(state.step)),
-            writers.TensorBoard(workdir / "tensorboard"),
-        ]
+        files: list[writers.Writer] = []
+        if distributed.is_first():
+            files = [
+                writers.JsonLines(workdir / "metrics.jsonl", resume_step=int(state.step)),
+                writers.TensorBoard(workdir / "tensorboard"),
+            ]
         try:
-            journal = journals.Journal([*files, *outputs], experiment.train, checkpoints.latest)
+            shown = [*files, *(outputs if distributed.is_first() else ())]
+            journal = journals.Journal(shown, experiment.train, checkpoints.latest)
             last = min(experiment.train.steps, stop_at or experiment.train.steps)
             teacher = _teacher(experiment, origin) if int(state.step) < last else None
             programs = _programs(material, optimizer, layout, journal, teacher)
@@ -145,9 +167,10 @@ def _start(
     task = material.card.task
 
     def init(key: jax.Array) -> states.TrainState:
-        return states.init_state(task, optimizer, key)
+        return states.init_state(task, optimizer, jax.random.wrap_key_data(key))
 
-    key = jax.random.key(material.card.experiment.seed)
+    # Host arrays are the same on all processes; a key would lie on a device of one of them.
+    key = np.asarray(jax.random.key_data(jax.random.key(material.card.experiment.seed)))
     abstract = jax.eval_shape(init, key)
     if checkpoints.latest() is not None:
         return checkpoints.restore(abstract, layout)
@@ -158,7 +181,7 @@ def _start(
             lambda params: states.begin_state(params, optimizer),
             out_shardings=layout.shardings(abstract),
         )
-        return begin(params)
+        return begin(jax.device_get(params))
     # Initialised under jit with the layout's shardings: never whole on one device.
     state = jax.jit(init, out_shardings=layout.shardings(abstract))(key)
     return states.fit_state(state, task, material.rows())
@@ -186,6 +209,7 @@ def _programs(
             seed=experiment.seed,
             accumulate=experiment.train.accumulate,
             updates=experiment.train.steps,
+            layout=layout,
         )
 
     policy = "blocks" if experiment.model.remat else experiment.train.remat
@@ -215,13 +239,12 @@ def _loop(
     best = checkpoints.best_metrics()
     validate = None
     if material.val is not None and cfg.validate_every:
-        validate = make_validate(material.card, material.card.task, material.val, material.source)
+        validate = make_validate(
+            material.card, material.card.task, material.val, material.source, material.val_rows
+        )
+    share, shares = programs.layout.share
     handed = material.view.batches(
-        material.schedule,
-        first,
-        last,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        material.schedule, first, last, process_index=share, process_count=shares
     )
     for start, updates in dispatch.plan_calls(first, last, dispatch.steps_per_call(cfg)):
         state, measured = programs.run(state, start, list(itertools.islice(handed, updates)))

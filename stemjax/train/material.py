@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from stemjax import __version__, config, errors, mesh
+from stemjax import __version__, config, distributed, errors, mesh
 from stemjax.data import folds, pipeline, records, space, splits
 from stemjax.data.hiding import Hiding
 from stemjax.data.laid import lay_windows
@@ -26,12 +27,17 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Material:
-    """Data of a run, laid out for it: what `gather` returns."""
+    """Data of a run, laid out for it: what `gather` returns.
+
+    ``val`` has this process's share of the ``val_rows`` validation spots
+    (`distributed.share_of`), or all of them for models that see a spot's surroundings.
+    """
 
     card: checkpoint.Card
     view: pipeline.View
     schedule: pipeline.Schedule
     val: records.Table | None
+    val_rows: int
     source: records.Records
     shown: Shown
 
@@ -108,12 +114,14 @@ def gather(
         origins.require_unseen(origin.about, split)
         fitted = origin.space
     else:
+        part, share = _dealt(len(split.fitted))
         fitted = space.Space.fit(
-            shown.tables(),
+            shown.tables(part),
             genes=source.genes,
             transform=experiment.data.transform,
             standardise_expression=experiment.data.standardise_expression,
             standardise_condition=experiment.data.standardise_condition,
+            share=share,
         )
     laid = None
     if experiment.window.kind != "none":
@@ -147,10 +155,31 @@ def gather(
             seed=experiment.seed,
             variants=source.variants if experiment.data.augment else 1,
         ),
-        val=source.load(split.val) if split.val else None,
+        val=_load_share(experiment, source, split.val) if split.val else None,
+        val_rows=sum(source.require(slide).n_spots for slide in split.val),
         source=source,
         shown=shown,
     )
+
+
+def _dealt(slides: int) -> tuple[tuple[int, int], space.Share | None]:
+    """Returns which slides this process measures, and how the moments of all come together."""
+    processes = jax.process_count()
+    if processes == 1 or slides < processes:
+        return (0, 1), None
+    return (jax.process_index(), processes), functools.partial(
+        distributed.gather_dealt, count=slides
+    )
+
+
+def _load_share(
+    experiment: config.Experiment, source: records.Records, slides: Sequence[str]
+) -> records.Table:
+    if experiment.window.kind != "none":
+        return source.load(slides)
+    rows = source.source(slides)
+    mine = distributed.share_of(len(rows))
+    return rows.gather(np.arange(mine.start, mine.stop))
 
 
 def choose_rows(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from stemjax import mesh, tasks
@@ -26,6 +27,7 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     updates: int | None = None,
+    layout: mesh.Layout | None = None,
 ) -> Callable[[states.TrainState, Batch], tuple[states.TrainState, Metrics]]:
     """Returns ``step(state, batch) -> (state, metrics)``.
 
@@ -34,6 +36,10 @@ def make_train_step(
     unbroken one would have drawn. Metrics are those of the weights before the update. With
     ``updates``, the length of the run, the batch says how much of it is done (`Batch`). Where the
     batch holds a teacher, it is the task ``taught`` by it that is trained.
+
+    With a ``layout`` whose axis ``data`` is longer than 1, each of its devices adds up its own
+    gradient, and the sum over them is taken once an update, of tasks that are `tasks.Replicated`;
+    of others the compiler takes it where it arises. The numbers are the same up to rounding.
     """
 
     def step(state: states.TrainState, batch: Batch) -> tuple[states.TrainState, Metrics]:
@@ -46,7 +52,7 @@ def make_train_step(
         if updates is not None:
             share = state.step.astype(jnp.float32) / updates
             batch = {**batch, "progress": jnp.full(batch["x0"].shape[0], share)}
-        grads, metrics = _gradient(learner, state.params, batch, key, accumulate)
+        grads, metrics = _gradient(learner, state.params, batch, key, accumulate, layout)
         change, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, change)
         count = state.step.astype(jnp.float32)
@@ -65,6 +71,30 @@ def make_train_step(
 
 
 def _gradient(
+    task: tasks.Task,
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+    parts: int,
+    layout: mesh.Layout | None,
+) -> tuple[Params, Metrics]:
+    replicas = 1 if layout is None else layout.mesh.shape[mesh.DATA]
+    if layout is None or replicas == 1 or not isinstance(task, tasks.Replicated):
+        return _mean_of_parts(task, params, batch, key, parts)
+    # One copy a device is no more than each has anyway.
+    copies = jax.tree.map(
+        lambda leaf, where: jax.lax.with_sharding_constraint(
+            jnp.broadcast_to(leaf[None], (replicas, *leaf.shape)),
+            NamedSharding(layout.mesh, PartitionSpec(mesh.DATA, *where.spec)),
+        ),
+        params,
+        layout.shardings(params),
+    )
+    grads, metrics = _mean_of_parts(task.per_replica(), copies, batch, key, parts)
+    return jax.tree.map(lambda grad: jnp.sum(grad, axis=0), grads), metrics
+
+
+def _mean_of_parts(
     task: tasks.Task, params: Params, batch: Batch, key: Key[Array, ""], parts: int
 ) -> tuple[Params, Metrics]:
     gradient = jax.grad(task.loss, has_aux=True)

@@ -1,0 +1,137 @@
+"""Finding the other processes, and dealing things out; what needs real ones is in train/."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from stemjax import distributed, errors
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "cluster"),
+    [
+        ({}, None),
+        (SLURM, "slurm"),
+        (SLURM | {"SLURM_NTASKS": "1"}, None),
+        # The batch script itself, before any srun: it is one process whatever the job asked for.
+        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "mpi"),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "tpu"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "tpu"),
+    ],
+)
+def test_a_process_knows_what_started_it(environment, cluster):
+    assert distributed.find_cluster(environment) == cluster
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"process_count": 2}, "--coordinator HOST:PORT beside"),
+        ({"coordinator": "a:1"}, "--process-count N and --process-index I"),
+        ({"coordinator": "a:1", "process_count": 2, "process_index": 2}, "found 2 and 2"),
+        ({"coordinator": "a:1", "process_count": 2, "process_index": -1}, "found 2 and -1"),
+        ({"coordinator": "a", "process_count": 2, "process_index": 0}, "HOST:PORT, found a"),
+        ({"coordinator": ":80", "process_count": 2, "process_index": 0}, "HOST:PORT, found :80"),
+        ({"coordinator": "a:b", "process_count": 2, "process_index": 0}, "HOST:PORT, found a:b"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(monkeypatch, given, message):
+    monkeypatch.delenv("OMPI_COMM_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("connected"))
+    with pytest.raises(errors.ConfigError, match=message):
+        distributed.start(**given)
+
+
+def connected(monkeypatch, **given):
+    """What JAX is told, in an environment without a cluster but for what the test sets."""
+    told = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: told.update(options))
+    distributed.start(**given)
+    return told
+
+
+def test_flags_and_ranks_of_mpi_reach_jax(monkeypatch):
+    monkeypatch.setattr(distributed, "find_cluster", lambda: None)
+    assert connected(monkeypatch) == {}
+    told = connected(monkeypatch, coordinator="h:9", process_count=3, process_index=2)
+    assert (told["coordinator_address"], told["num_processes"], told["process_id"]) == ("h:9", 3, 2)
+    # JAX's own would let a dead process go unnoticed for 100 s.
+    assert told["heartbeat_timeout_seconds"] == 30
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "8")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "5")
+    told = connected(monkeypatch, coordinator="h:9")
+    assert (told["num_processes"], told["process_id"]) == (8, 5)
+
+
+def test_a_cluster_is_left_to_jax_unless_the_process_is_to_be_alone(monkeypatch):
+    monkeypatch.setattr(distributed, "find_cluster", lambda: "slurm")
+    assert "heartbeat_timeout_seconds" in connected(monkeypatch)
+    assert connected(monkeypatch, detect=False) == {}
+
+
+def test_a_connection_that_fails_says_what_to_give(monkeypatch):
+    def fail(**_):
+        raise RuntimeError("DEADLINE_EXCEEDED: nobody came")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(errors.ConfigError, match="did not find each other.*nobody came.*--coord"):
+        distributed.start(coordinator="h:9", process_count=2, process_index=0)
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(12, 4), (13, 4), (15, 4), (4, 4), (3, 4), (1, 2)])
+def test_shares_are_all_rows_once_in_order(monkeypatch, rows, processes):
+    shares = []
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    for index in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shares.append(distributed.share_of(rows))
+    lengths = [share.stop - share.start for share in shares]
+    if rows < processes:
+        assert lengths == [rows] * processes
+        return
+    assert [row for share in shares for row in range(share.start, share.stop)] == list(range(rows))
+    assert max(lengths) - min(lengths) <= 1
+
+
+def simulate(monkeypatch, each):
+    """Makes `distributed.gather` return what every process would give, by its number."""
+    monkeypatch.setattr(jax, "process_count", lambda: len(each))
+    monkeypatch.setattr(distributed, "gather", lambda mine: np.stack(each))
+
+
+def test_uneven_rows_come_back_in_order(monkeypatch):
+    rows = np.arange(10.0).reshape(5, 2)
+    padded = [rows[:3], rows[[3, 4, 4]]]
+    simulate(monkeypatch, padded)
+    np.testing.assert_array_equal(distributed.gather_rows(rows[:3], 5), rows)
+    given = []
+    monkeypatch.setattr(distributed, "gather", lambda mine: given.append(mine) or np.stack(padded))
+    np.testing.assert_array_equal(distributed.gather_rows(rows[3:], 5), rows)
+    assert given[0].shape == (3, 2)
+
+
+def test_dealt_arrays_come_back_in_order(monkeypatch):
+    dealt = [np.full(2, number) for number in range(5)]
+    each = [np.stack(dealt[0::2]), np.stack([*dealt[1::2], np.zeros(2, int)])]
+    simulate(monkeypatch, each)
+    np.testing.assert_array_equal(distributed.gather_dealt(dealt[1::2], 5), dealt)
+
+
+def test_one_process_has_nobody_to_agree_with():
+    distributed.require_agreement({"config.seed": "1"})
+    values = np.asarray([1 / 3], np.float64)
+    assert distributed.gather(values).dtype == np.float64
+    np.testing.assert_array_equal(distributed.gather(values), values[None])
