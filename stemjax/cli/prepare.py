@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from stemjax import names
+from stemjax import errors, names
 from stemjax.cli import options
+
+if TYPE_CHECKING:
+    from stemjax.data import records, slides
 
 
 def add(commands: options.Commands) -> None:
     """Adds the sub-command ``prepare``."""
+    # Without abbreviations: --shard and --shards are two things, and neither is guessed.
     parser = commands.add_parser(
-        "prepare", help="slides in, records out: gene panel, patch embeddings, counts"
+        "prepare",
+        help="slides in, records out: gene panel, patch embeddings, counts",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--layout", choices=options.LAYOUTS, required=True, help="how DATA is laid out"
@@ -67,42 +75,108 @@ def add(commands: options.Commands) -> None:
         help="pixel size in um/px, where the files do not say it (default: metadata, spot pitch)",
     )
     parser.add_argument(
-        "--shards", type=int, metavar="N", help="shards a slide (default: one per 128 MB)"
+        "--shards",
+        type=_files,
+        metavar="N",
+        help="files that each slide's records are spread over (default: one per 128 MB); which "
+        "slides are written is --shard",
+    )
+    share = parser.add_mutually_exclusive_group()
+    share.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="write only share I of N of the slides, I from 0 to N-1: one of N processes, each "
+        "started with the same options otherwise; how a slide is stored is --shards",
+    )
+    share.add_argument(
+        "--panel-only",
+        action="store_true",
+        help="choose and write the gene panel, and no slide: once, before N processes with --shard",
     )
     options.add_workers(parser)
     parser.set_defaults(run=_prepare)
+
+
+def _files(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"expected a number of files a slide, found {text!r}; a share of the slides is --shard I/N"
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    """The share that --shard names; whether there is such a share is for `prepare.deal` to say."""
+    if found := re.fullmatch(r"(\d+)/(\d+)", text):
+        return int(found[1]), int(found[2])
+    raise errors.ConfigError(
+        "--shard names one share of the slides",
+        expected="I/N with I from 0 to N-1, such as 0/8",
+        found=repr(text),
+        fix="Say 0/N to (N-1)/N in N processes; files a slide are --shards N",
+    )
 
 
 def _prepare(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax import terminal
     from stemjax.data import genes, no_image, prepare
 
+    part = _part(args.shard) if args.shard is not None else None
     layout = options.layout(args.layout)
+    ids = names.split_names(args.slides) or tuple(layout.list_slides(args.data))
+
+    def read(slide: str) -> slides.Slide:
+        need_image = args.encoder != no_image.CONTRACT.name
+        return layout.read_slide(args.data, slide, mpp=args.mpp, need_image=need_image)
+
+    panel = {
+        "test": names.split_names(args.test),
+        "genes": genes.read_gene_list(args.genes) if args.genes else None,
+        "n_genes": args.n_genes,
+        "n_variable": args.n_variable,
+        "panel_slides": args.panel_slides,
+    }
     with terminal.Bar("prepare") as bar:
-        written = prepare.prepare(
-            lambda slide: layout.read_slide(
-                args.data, slide, mpp=args.mpp, need_image=args.encoder != no_image.CONTRACT.name
-            ),
-            names.split_names(args.slides) or layout.list_slides(args.data),
-            args.out,
-            test=names.split_names(args.test),
-            genes=genes.read_gene_list(args.genes) if args.genes else None,
-            n_genes=args.n_genes,
-            n_variable=args.n_variable,
-            panel_slides=args.panel_slides,
-            encoder=args.encoder,
-            shards=args.shards,
-            workers=args.workers,
-            progress=bar,
-        )
-    print(f"{args.out}: {len(written.slides)} slides, {len(written.genes)} genes")  # noqa: T201
+        if args.panel_only:
+            chosen = prepare.choose_panel(read, ids, args.out, **panel, progress=bar)
+            _say(f"{args.out}: a panel of {len(chosen.genes)} genes ({chosen.rule}), no slide")
+            return
+        try:
+            written = prepare.prepare(
+                read,
+                ids,
+                args.out,
+                part=part,
+                **panel,
+                encoder=args.encoder,
+                shards=args.shards,
+                workers=args.workers,
+                progress=bar,
+            )
+        except errors.SlidesFailedError as error:
+            if error.written:
+                _describe(prepare.open_slides(args.out, error.written), args.out)
+            raise
+    if part is not None and not written.slides:
+        _say(f"{args.out}: nothing to do for shard {args.shard}, there are {len(ids)} slides")
+        return
+    _describe(written, f"{args.out}" + (f", shard {args.shard}" if part else ""))
+
+
+def _describe(written: records.Records, where: object) -> None:
+    """Prints what the records hold, a slide a line."""
+    _say(f"{where}: {len(written.slides)} slides, {len(written.genes)} genes")
     for info in written.slides.values():
         patch = f"patch {info.patch_um:.0f} um" if info.patch_um else "no patch"
-        print(  # noqa: T201
+        _say(
             f"  {info.id}: {info.n_spots} spots, {info.mpp:.3f} um/px, "
             f"{patch}, patient {info.patient or 'unknown'}"
         )
         for name, values in written.labels(info.id).items():
-            print(f"    label: {name}, {sum(map(bool, values))} spots")  # noqa: T201
+            _say(f"    label: {name}, {sum(map(bool, values))} spots")
         for note in info.notes:
-            print(f"    note: {note}")  # noqa: T201
+            _say(f"    note: {note}")
+
+
+def _say(line: str) -> None:
+    print(line)  # noqa: T201

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from PIL import Image
+from tensorflow_datasets.core import example_serializer
 
 from stemjax import errors
 from stemjax.data import embeddings as embeddings_lib
@@ -269,7 +270,7 @@ def _generate(
 ) -> None:
     """Let tfds write into `folder`, leaving `folder`/VERSION and nothing else."""
     work = folder / "work"
-    with _quiet_tfds():
+    with _quiet_tfds(), _fields_in_order():
         builder = Spots(data_dir=work, config=config, rows=rows, metadata=metadata)
         # num_shards is the one option about shards that tfds heeds.
         options = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=shards)
@@ -291,6 +292,25 @@ def _quiet_tfds() -> Iterator[None]:
             yield
     finally:
         absl_logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _fields_in_order() -> Iterator[None]:
+    """Records whose fields are sorted: the same bytes in every process, hence the same hashes.
+
+    protobuf writes a map's entries in an order that is another in each process, unless it is asked
+    for a deterministic one, which tfds does not ask for.
+    """
+    usual = example_serializer.ExampleSerializer.serialize_example
+
+    def serialize(self: example_serializer.ExampleSerializer, example: Any) -> bytes:
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    example_serializer.ExampleSerializer.serialize_example = serialize
+    try:
+        yield
+    finally:
+        example_serializer.ExampleSerializer.serialize_example = usual
 
 
 def _check_embeddings(

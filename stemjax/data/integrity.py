@@ -7,16 +7,28 @@ or missing file even opens. So every file of a folder is listed with its size an
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 
 MANIFEST = "SHA256SUMS.json"
+
+ABANDONED_SECONDS = 24 * 3600.0
+"""After so long without a write, a temporary folder whose writer cannot be asked is taken for dead.
+
+A slide's folder is written in seconds to minutes: its embeddings are made before.
+"""
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -33,6 +45,31 @@ def write_text(path: pathlib.Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_once(path: pathlib.Path, text: str) -> bool:
+    """Write a text file unless it is there; of several processes that do so at once, one does.
+
+    Returns:
+      Whether this process wrote it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # Without hard links (object stores): two processes within a moment can both write.
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def write_manifest(folder: pathlib.Path) -> None:
@@ -85,14 +122,12 @@ def published_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary, lock = _locked_folder(target)
     try:
         yield temporary
-        if target.exists():
+        while not _moved(temporary, target):
             # A folder cannot replace one that is not empty in one step.
-            old = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
-            os.rename(target, old)
-            os.replace(temporary, target)
+            old = _beside(target, "old")
+            with contextlib.suppress(FileNotFoundError):  # another process moved it just now
+                os.rename(target, old)
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
@@ -100,6 +135,10 @@ def published_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def remove_stale(parent: pathlib.Path) -> int:
     """Remove what killed runs left in `parent`; what a live one is writing stays.
+
+    Runs on this host are asked by their locks. Those of another host may not be seen from here
+    (whether they are depends on the file system), so what they left goes when nothing was written
+    to it for `ABANDONED_SECONDS`.
 
     Returns:
       The number of folders removed.
@@ -112,27 +151,84 @@ def remove_stale(parent: pathlib.Path) -> int:
         except OSError:  # a file, or another run was faster
             continue
         try:
-            # The kernel drops a lock with the process that held it, however that one ended.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-            removed += 1
-        except BlockingIOError:
-            pass
+            if _is_dead(folder, lock):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
         finally:
             os.close(lock)
     return removed
 
 
+def _moved(temporary: pathlib.Path, target: pathlib.Path) -> bool:
+    """Whether `temporary` is `target` now; not where a folder that is not empty is in the way."""
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _is_dead(folder: pathlib.Path, lock: int) -> bool:
+    """Whether no process writes the folder; where there are locks, `lock` then holds it."""
+    if f"-{_host()}-" in folder.name:
+        try:
+            # The kernel drops a lock with the process that held it, however that one ended.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # no locks on this file system
+            pass
+        else:
+            return True
+    return time.time() - _last_write(folder) > ABANDONED_SECONDS
+
+
+def _last_write(folder: pathlib.Path) -> float:
+    """When something under the folder was written last, seconds since the epoch."""
+    times = [0.0]
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
 def _locked_folder(target: pathlib.Path) -> tuple[pathlib.Path, int]:
-    """A new folder beside `target` and a file descriptor that holds a lock on it."""
+    """A new folder beside `target` and a file descriptor that holds a lock on it.
+
+    Without the lock on file systems that have none for folders (some of network mounts).
+    """
     while True:
-        folder = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+        folder = _beside(target, "tmp")
         folder.mkdir()
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another run took it for stale between the lines above
+            pass
+        except OSError:
+            return folder, lock
+        else:
             if folder.exists():
                 return folder, lock
-        except BlockingIOError:  # another run took it for stale between the two lines above
-            pass
         os.close(lock)
+
+
+def _beside(target: pathlib.Path, kind: str) -> pathlib.Path:
+    """A new name beside `target`, hidden, that tells on which host it was made."""
+    return target.with_name(f".{target.name}.{kind}-{_host()}-{secrets.token_hex(4)}")
+
+
+@functools.cache
+def _host() -> str:
+    """Names this host until it is started anew.
+
+    By its kernel, within which locks are seen, and by its name: containers may have the kernel in
+    common and not the mount.
+    """
+    try:
+        kernel = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
+    except OSError:
+        kernel = ""
+    return hashlib.sha256(f"{kernel}/{socket.gethostname()}".encode()).hexdigest()[:8]

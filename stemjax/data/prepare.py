@@ -1,29 +1,60 @@
 """Slides in, records out: the panel, the embeddings and one record directory per slide.
 
-    OUT/panel.json genes.txt      the panel, and its genes one a line
+    OUT/panel.json genes.txt      the panel, see `stemjax.data.panel_file`
     OUT/spots/<split>/1.0.0/      one slide each, see `stemjax.data.builder`
+    OUT/failed/<split>.json       slides that failed, see `stemjax.data.failures`
 
 Running it again writes only what is missing or damaged. A run that asks for another panel, encoder
 or test slides than the folder holds is refused: mixed records would train without complaint.
+
+Many slides are dealt to independent processes, on one host or many with one file system: `part`
+(i, n) takes every n-th slide. Nothing but the files in OUT passes between them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import errno
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
 
 from stemjax import errors
-from stemjax.data import builder, integrity, patches, record_files, records, slides, splits
+from stemjax.data import (
+    builder,
+    earlier,
+    failures,
+    integrity,
+    panel_file,
+    patches,
+    record_files,
+    records,
+    slides,
+    splits,
+)
 from stemjax.data import embeddings as embeddings_lib
 from stemjax.data import genes as genes_lib
 
 type Progress = Callable[[int, int, str], None]
 type Read = Callable[[str], slides.Slide]
+type Part = tuple[int, int]
 
-_OTHERWISE = "Give another --out, or --genes OUT/genes.txt to keep the panel of this one"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """How each slide is written; fields as in `prepare`."""
+
+    read: Read
+    out: pathlib.Path
+    panel: genes_lib.Panel
+    encoder: embeddings_lib.Encoder
+    shards: int | None
+    workers: int
+    progress: Progress | None
 
 
 def prepare(
@@ -31,6 +62,7 @@ def prepare(
     slide_ids: Sequence[str],
     out: str | pathlib.Path,
     *,
+    part: Part | None = None,
     test: Sequence[str] = (),
     genes: genes_lib.Panel | None = None,
     n_genes: int = 200,
@@ -46,10 +78,17 @@ def prepare(
     Slides are read one at a time; their images and embeddings are let go before the next. Choosing
     the panel holds the counts of the slides it is chosen on.
 
+    A slide that fails does not stop the others: they are written, why it failed is written under
+    OUT/failed, and the error comes at the end. What ends the run at once: a slide that fails while
+    the panel is chosen (without it, it would be another panel), a disk that is full or cannot be
+    written, memory that runs out, an interruption.
+
     Args:
       read: reads a slide by its id.
-      slide_ids: the slides to write.
+      slide_ids: all slides, the same list in every process.
       out: the folder of the records.
+      part: (i, n) writes only this process's share, see `deal`. The panel is that of all slides;
+        it is chosen here only if no process did before (`choose_panel`).
       test: slides among them that the panel must not see.
       genes: a panel to use as it is; None selects one by Stem's rule.
       n_genes: genes to select.
@@ -57,45 +96,216 @@ def prepare(
       panel_slides: "train" selects on the slides not in `test`; "all" on every slide, as Stem is
         published, which lets test counts choose the genes.
       encoder: name of the patch encoder, or an encoder; ``none`` needs no images.
-      shards: shards a slide; None for as few as keep each below 128 MB.
+      shards: files that a slide's records are spread over; None for as few as keep each below
+        128 MB.
       workers: processes that embed patches.
       progress: called with (slides done, slides in all, what is being done).
 
     Returns:
-      The records in `out`: these slides and any that were there.
+      The records in `out`: these slides and any that were there; with `part`, only those of this
+      part, which may be none.
 
     Raises:
       SplitError: a test slide is not among the slides, or no slide is left to choose the panel.
-      GenePanelError: a slide has no gene of the panel.
-      RecordsError: `out` holds records of another panel, encoder or version of a slide.
-      SlideError, ImageError: a slide cannot be read; slides before it stay written.
+      GenePanelError: a slide that the panel is chosen on cannot be read.
+      RecordsError: `out` holds records of another panel or encoder.
+      ConfigError: there is no such part.
+      SlidesFailedError: some slides failed, and the others are written. Where there is but one
+        slide, its own error if that is a `StemjaxError`: `SlideError`, `ImageError`, `RecordsError`
+        (it changed since it was written) and others.
     """
     out, ids = pathlib.Path(out), tuple(slide_ids)
-    _check_ids(ids, test)
+    tell: Progress = progress or (lambda done, total, what: None)
+    mine = deal(ids, part) if part is not None else ids
     if isinstance(encoder, str):
         encoder = embeddings_lib.get_encoder(encoder)
-    tell: Progress = progress or (lambda done, total, what: None)
+    panel = choose_panel(
+        read,
+        ids,
+        out,
+        test=test,
+        genes=genes,
+        n_genes=n_genes,
+        n_variable=n_variable,
+        panel_slides=panel_slides,
+        progress=progress,
+    )
     integrity.remove_stale(out / builder.DATASET)
-    chosen = ids if panel_slides == "all" else tuple(i for i in ids if i not in test)
-    panel = _panel(read, chosen, out, given=genes, size=(n_genes, n_variable), tell=tell)
-    _check_folder(out, panel, encoder.contract)
-    present = sum(builder.slide_folder(out, i).is_dir() for i in ids)
-    tell(0, len(ids), f"{present} of {len(ids)} slides done earlier, {len(ids) - present} to do")
-    for done, slide_id in enumerate(ids):
-        slide = read(slide_id)
-        if _is_written(out, slide, panel, encoder.contract):
-            tell(done + 1, len(ids), f"{slide_id}: done earlier")
-            continue
-        # Fails on a slide without any gene of the panel, before the patches are embedded.
-        genes_lib.panel_counts(slide, panel.genes)
-        tell(done, len(ids), f"{slide_id}: embedding {slide.n_spots} spots")
-        vectors = patches.embed_slide(slide, encoder, workers=workers, progress=progress)
-        builder.write_slide(
-            out, slide, vectors, panel=panel, contract=encoder.contract, shards=shards
+    earlier.require_same_making(out, panel, encoder.contract, mine, partly=part is not None)
+
+    present = sum(builder.slide_folder(out, i).is_dir() for i in mine)
+    tell(0, len(mine), f"{present} of {len(mine)} slides done earlier, {len(mine) - present} to do")
+    job = _Job(
+        read=read,
+        out=out,
+        panel=panel,
+        encoder=encoder,
+        shards=shards,
+        workers=workers,
+        progress=progress,
+    )
+    _write_each(job, mine, tell)
+    if part is None:
+        return records.open_records(out)
+    if mine:
+        return open_slides(out, mine)
+    return records.Records(
+        genes=panel.genes,
+        panel=panel,
+        contract=encoder.contract,
+        variants=embeddings_lib.N_VARIANTS,
+        slides={},
+        folders={},
+    )
+
+
+def choose_panel(
+    read: Read,
+    slide_ids: Sequence[str],
+    out: str | pathlib.Path,
+    *,
+    test: Sequence[str] = (),
+    genes: genes_lib.Panel | None = None,
+    n_genes: int = 200,
+    n_variable: int = genes_lib.N_VARIABLE,
+    panel_slides: Literal["train", "all"] = "train",
+    progress: Progress | None = None,
+) -> genes_lib.Panel:
+    """The gene panel of the folder `out`, chosen and written if there is none; arguments as above.
+
+    A job of many processes runs it once before them, so that they need not choose it each. Where
+    there is a panel, no slide is read.
+
+    Raises:
+      SplitError, GenePanelError, RecordsError: as `prepare`.
+    """
+    ids = tuple(slide_ids)
+    _check_ids(ids, test)
+    request = panel_file.Request(
+        given=genes,
+        chosen_on=ids if panel_slides == "all" else tuple(i for i in ids if i not in test),
+        n_genes=n_genes,
+        n_variable=n_variable,
+    )
+    tell: Progress = progress or (lambda done, total, what: None)
+    return panel_file.settle(request, read, pathlib.Path(out), tell=tell)
+
+
+def deal(slide_ids: Sequence[str], part: Part) -> tuple[str, ...]:
+    """The slides of part i of n: every n-th of the sorted ids, from the i-th on.
+
+    A function of the ids and n alone, so that any part can be run again; parts differ by one slide
+    at most, and may be empty.
+
+    Raises:
+      ConfigError: i is not one of 0 to n - 1.
+    """
+    i, n = part
+    if not 0 <= i < n:
+        raise errors.ConfigError(
+            "The slides cannot be dealt to processes so",
+            expected="part i of n, with i from 0 to n - 1",
+            found=f"part {i} of {n}",
+            fix="Count the parts from 0: 0/8 to 7/8 for 8 processes",
         )
-        tell(done + 1, len(ids), f"{slide_id}: written")
-        del slide, vectors  # before the next is read: two slides' images need not fit
-    return records.open_records(out)
+    return tuple(sorted(slide_ids)[i::n])
+
+
+def open_slides(out: str | pathlib.Path, slide_ids: Sequence[str]) -> records.Records:
+    """Some slides of a folder of records; no file of the others is read.
+
+    Raises:
+      RecordsError: a slide is not there or damaged, or no slide is named.
+    """
+    out, ids = pathlib.Path(out), sorted(slide_ids)
+    folders = {i: builder.slide_folder(out, i) / builder.VERSION for i in ids}
+    found = {i: record_files.read_metadata(folder) for i, folder in folders.items()}
+    if not found:
+        raise errors.RecordsError("No slide is named", expected="at least one")
+    first = found[ids[0]]
+    return records.Records(
+        genes=tuple(first["genes"]),
+        panel=genes_lib.Panel.from_json(first["panel"]),
+        contract=embeddings_lib.EncoderContract.from_json(first["contract"]),
+        variants=int(first["variants"]),
+        slides={i: record_files.slide_info(metadata) for i, metadata in found.items()},
+        folders=folders,
+    )
+
+
+def _write_each(job: _Job, ids: Sequence[str], tell: Progress) -> None:
+    """Write the slides; what fails is listed, and raised when the others are written."""
+    failed: dict[str, str] = {}
+    new = 0
+    for done, slide_id in enumerate(ids):
+        made, writing = None, False
+        try:
+            made = _embed(job, slide_id, lambda what, at=done: tell(at, len(ids), what))
+            writing = True
+            if made is not None:
+                _write(job, *made)
+        except Exception as error:
+            if _ends_the_run(error, writing=writing):
+                raise
+            failure = failures.record(job.out, slide_id, error)
+            if len(ids) == 1 and isinstance(error, errors.StemjaxError):
+                raise
+            failed[slide_id] = str(failure)
+            tell(done + 1, len(ids), f"{slide_id}: failed, {failure}")
+            continue
+        failures.forget(job.out, slide_id)
+        new += made is not None
+        tell(done + 1, len(ids), f"{slide_id}: {'done earlier' if made is None else 'written'}")
+    if failed:
+        every = len(failed) == len(ids)
+        raise errors.SlidesFailedError(
+            f"None of the {len(ids)} slides could be prepared"
+            if every
+            else f"{len(failed)} of {len(ids)} slides could not be prepared, the others are there",
+            failed=failed,
+            written=[i for i in ids if i not in failed],
+            fix="Mend them and run it again: it writes only what is missing. "
+            f"{job.out / failures.FOLDER} holds what went wrong",
+        )
+    if ids and not new:
+        tell(len(ids), len(ids), f"nothing to write: all {len(ids)} slides were done earlier")
+
+
+def _embed(
+    job: _Job, slide_id: str, tell: Callable[[str], None]
+) -> tuple[slides.Slide, np.ndarray] | None:
+    """The slide and its embeddings; None where its records are there and whole."""
+    slide = job.read(slide_id)
+    if earlier.is_written(job.out, slide, job.panel, job.encoder.contract):
+        return None
+    # Fails on a slide without any gene of the panel, before the patches are embedded.
+    genes_lib.panel_counts(slide, job.panel.genes)
+    tell(f"{slide_id}: embedding {slide.n_spots} spots")
+    vectors = patches.embed_slide(slide, job.encoder, workers=job.workers, progress=job.progress)
+    return slide, vectors
+
+
+def _write(job: _Job, slide: slides.Slide, vectors: np.ndarray) -> None:
+    builder.write_slide(
+        job.out,
+        slide,
+        vectors,
+        panel=job.panel,
+        contract=job.encoder.contract,
+        shards=job.shards,
+    )
+
+
+def _ends_the_run(error: Exception, *, writing: bool) -> bool:
+    """Whether an error is not the slide's own, so that the next would meet it too.
+
+    Readers and encoders may be anyone's: what they raise is the slide's, whatever it is. What
+    comes of writing is the disk's, but for what is said of the slide.
+    """
+    if isinstance(error, errors.StemjaxError):
+        return False
+    full = isinstance(error, OSError) and error.errno in _DISK_FULL
+    return writing or full or isinstance(error, MemoryError)
 
 
 def _check_ids(ids: Sequence[str], test: Sequence[str]) -> None:
@@ -114,167 +324,3 @@ def _check_ids(ids: Sequence[str], test: Sequence[str]) -> None:
                 expected="each slide once, under names that differ in more than case",
                 fix="Leave one away, or rename its files",
             )
-
-
-def _panel(
-    read: Read,
-    chosen: Sequence[str],
-    out: pathlib.Path,
-    *,
-    given: genes_lib.Panel | None,
-    size: tuple[int, int],
-    tell: Progress,
-) -> genes_lib.Panel:
-    """The panel: the folder's if it is the one asked for, else given or selected, and stored."""
-    if given is None and not chosen:
-        raise errors.SplitError(
-            "No slide is left to choose the gene panel on",
-            fix="Leave a slide out of test, give a gene list, or say panel_slides='all'",
-        )
-    stored = _stored_panel(out)
-    if stored is not None:
-        _check_panel(out, stored, given, chosen, size)
-        return stored
-    if given is None:
-        counted = []
-        for done, slide_id in enumerate(chosen):
-            tell(done, len(chosen), f"{slide_id}: reading counts for the gene panel")
-            # The image can be gigabytes and the panel needs none.
-            counted.append(dataclasses.replace(read(slide_id), image=None))
-        given = genes_lib.select_panel(counted, n_genes=size[0], n_variable=size[1])
-    out.mkdir(parents=True, exist_ok=True)
-    integrity.write_text(out / "genes.txt", "".join(f"{gene}\n" for gene in given.genes))
-    integrity.write_text(out / "panel.json", json.dumps(given.to_json(), indent=1) + "\n")
-    return given
-
-
-def _stored_panel(out: pathlib.Path) -> genes_lib.Panel | None:
-    """The folder's panel: its panel.json, or where that is gone what its slides say."""
-    path = out / "panel.json"
-    if not path.exists():
-        written = records.slide_folders(out)
-        if not written:
-            return None
-        return genes_lib.Panel.from_json(records.read_metadata(written[0])["panel"])
-    try:
-        return genes_lib.Panel.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, errors.StemjaxError) as error:
-        raise errors.RecordsError(
-            f"{path} cannot be read: {error}",
-            fix="Remove it if the slides beside it are whole: they hold the panel too",
-        ) from error
-
-
-def _check_panel(
-    out: pathlib.Path,
-    stored: genes_lib.Panel,
-    given: genes_lib.Panel | None,
-    chosen: Sequence[str],
-    size: tuple[int, int],
-) -> None:
-    """Refuse a panel other than the stored one; size is (n_genes, n_variable)."""
-    rule = genes_lib.variable_rule(size[1])
-    if given is not None:
-        if given.genes == stored.genes:
-            return
-        expected, found = _list_difference(stored.genes, given.genes)
-    elif not stored.slides:
-        expected, found = f"the gene list it was given ({stored.rule})", "no gene list"
-    elif set(stored.slides) != set(chosen):
-        expected = f"a panel selected on {', '.join(sorted(stored.slides))}"
-        found = f"one to be selected on {', '.join(sorted(chosen))} (the slides or test differ)"
-    elif len(stored.genes) != size[0]:
-        expected, found = f"{len(stored.genes)} genes", f"{size[0]} genes asked for"
-    elif not stored.rule.startswith(rule):
-        expected, found = stored.rule, rule
-    else:
-        return
-    raise errors.RecordsError(
-        f"{out} holds records of another gene panel",
-        expected=expected,
-        found=found,
-        fix=_OTHERWISE,
-    )
-
-
-def _list_difference(stored: Sequence[str], given: Sequence[str]) -> tuple[str, str]:
-    """Two gene lists as (expected, found) in words."""
-    added, gone = sorted(set(given) - set(stored)), sorted(set(stored) - set(given))
-    if not added and not gone:
-        return f"its {len(stored)} genes in its order", "the same genes in another order"
-    new = f", {len(added)} new such as {added[0]}" if added else ""
-    old = f", {len(gone)} missing such as {gone[0]}" if gone else ""
-    return f"its {len(stored)} genes", f"{len(given)} genes{new}{old}"
-
-
-def _check_folder(
-    out: pathlib.Path, panel: genes_lib.Panel, contract: embeddings_lib.EncoderContract
-) -> None:
-    """Refuse before anything is written if a slide in the folder has another encoder or panel."""
-    for folder in records.slide_folders(out):
-        if integrity.damage(folder, unhashed=builder.SHARD_MARK):
-            continue  # written again in its turn
-        metadata = records.read_metadata(folder)
-        slide_id = metadata["slide"]["id"]
-        try:
-            stored = embeddings_lib.EncoderContract.from_json(metadata["contract"])
-            contract.require_same(stored, where=f"the encoder asked for and slide {slide_id}")
-        except errors.EncoderMismatchError as error:
-            raise errors.RecordsError(
-                f"{out} holds records of another encoder: {error.what}",
-                expected=error.expected,
-                found=error.found,
-                fix="Give another --out, or the encoder that these records were made with",
-            ) from error
-        if tuple(metadata["genes"]) != panel.genes:
-            expected, found = _list_difference(metadata["genes"], panel.genes)
-            raise errors.RecordsError(
-                f"Slide {slide_id} in {out} was written with another gene panel",
-                expected=expected,
-                found=found,
-                fix=_OTHERWISE,
-            )
-
-
-def _is_written(
-    out: pathlib.Path,
-    slide: slides.Slide,
-    panel: genes_lib.Panel,
-    contract: embeddings_lib.EncoderContract,
-) -> bool:
-    """Whether the slide's records are there, whole, and made from what is asked for now.
-
-    Damaged records count as not written.
-    """
-    folder = builder.slide_folder(out, slide.id) / builder.VERSION
-    if not folder.is_dir() or integrity.damage(folder):
-        return False
-    metadata = records.read_metadata(folder)
-    info = records.slide_info(metadata)
-    if info.digest == builder.slide_digest(slide, panel=panel, contract=contract):
-        return True
-    raise errors.RecordsError(
-        f"The records of slide {slide.id} in {out} were made from something else",
-        found="; ".join(_differences(info, slide, metadata)) or "another panel, encoder or format",
-        fix=f"Give another --out, or remove {folder.parent} to have it written anew (and choose "
-        "the panel again if its counts changed)",
-    )
-
-
-def _differences(
-    info: builder.SlideInfo, slide: slides.Slide, metadata: Mapping[str, Any]
-) -> list[str]:
-    """What of a slide is not as it was when its records were written, in words."""
-    found = [
-        f"{name} was {getattr(info, name)} and is {getattr(slide, name)}"
-        for name in ("patient", "n_spots", "mpp", "spot_diameter_um")
-        if getattr(info, name) != getattr(slide, name)
-    ]
-    files = sorted(set(info.sources) | set(slide.sources))
-    changed = [name for name in files if info.sources.get(name) != slide.sources.get(name)]
-    found += [f"file {name} changed" for name in changed]
-    stored = record_files.spot_labels(metadata)
-    names = sorted(set(stored) | set(slide.labels))
-    return found + [
-        f"label {name} changed" for name in names if stored.get(name) != slide.labels.get(name)
-    ]

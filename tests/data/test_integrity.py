@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
+
+import pytest
 
 from stemjax.data import integrity
 
@@ -31,4 +36,72 @@ def test_what_a_killed_writer_leaves_is_removed_and_a_live_one_is_left_alone(tmp
     assert not target.exists()
     assert left.is_dir()
     assert integrity.remove_stale(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_host_writes_is_left_alone_for_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(integrity, "_host", lambda: "another0")
+    with integrity.published_folder(tmp_path / "A1") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "half").write_text("written")
+        monkeypatch.setattr(integrity, "_host", lambda: "thishost")
+        # A lock that is not seen from here.
+        monkeypatch.setattr(fcntl, "flock", lambda handle, operation: None)
+        assert integrity.remove_stale(tmp_path) == 0
+        for path in (folder / "sub" / "half", folder / "sub", folder):
+            os.utime(path, (0, 0))
+        os.utime(folder / "sub" / "half")  # one file written just now is enough
+        assert integrity.remove_stale(tmp_path) == 0
+        os.utime(folder / "sub" / "half", (0, 0))
+        assert integrity.remove_stale(tmp_path) == 1
+        assert not folder.exists()
+        folder.mkdir()
+
+
+def test_folders_are_published_without_locks(tmp_path, monkeypatch):
+    def no_locks(handle, operation):
+        raise OSError(errno.EBADF, "Bad file descriptor")  # NFS, of a folder
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with integrity.published_folder(tmp_path / "A1") as folder:
+        (folder / "one").write_text("1")
+        assert integrity.remove_stale(tmp_path) == 0
+        assert folder.is_dir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["A1", "one"]
+
+
+def test_two_writers_of_one_folder_leave_one_of_theirs(tmp_path):
+    target = tmp_path / "A1"
+    with integrity.published_folder(target) as first:
+        (first / "one").write_text("1")
+        with integrity.published_folder(target) as second:
+            (second / "two").write_text("2")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
+        "A1",
+        "A1/one",
+    ]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_written_once(tmp_path, monkeypatch, links):
+    if not links:
+
+        def no_links(source, target):
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "panel.json"
+    assert integrity.write_once(path, "first")
+    assert not integrity.write_once(path, "second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_when_a_file_is_written_once(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="No space"):
+        integrity.write_once(tmp_path / "panel.json", "text")
     assert list(tmp_path.iterdir()) == []
