@@ -1,0 +1,104 @@
+"""What a set of weights means: the card that every checkpoint, bundle and prediction carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from stemjax import config, errors, tasks
+from stemjax.data import embeddings, space
+from stemjax.models import attention
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a set of weights means: stored as JSON inside every checkpoint.
+
+    Attributes:
+      experiment: the run's configuration.
+      space: genes, transform and standardisations.
+      contract: the encoder whose embeddings the model takes.
+      split: train, val and test slides, and what kind of test that is.
+      panel: how the genes were chosen, and on which slides.
+      versions: stemjax, jax and flax.
+      start: of a run that went on from another's weights, which those were, and what they had
+        seen; else None.
+    """
+
+    experiment: config.Experiment
+    space: space.Space
+    contract: embeddings.EncoderContract
+    split: dict[str, Any]
+    panel: dict[str, Any]
+    versions: dict[str, str]
+    start: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        values = {
+            "format": FORMAT,
+            "experiment": config.as_json(self.experiment),
+            "space": self.space.to_json(),
+            "contract": self.contract.to_json(),
+            "split": self.split,
+            "panel": self.panel,
+            "versions": self.versions,
+        }
+        return values if self.start is None else {**values, "start": self.start}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Card:
+        """Returns the card that `to_json` wrote.
+
+        Raises:
+          CheckpointError: another format, or a part is missing.
+        """
+        if values.get("format") != FORMAT:
+            raise errors.CheckpointError(
+                "checkpoint format",
+                expected=str(FORMAT),
+                found=repr(values.get("format")),
+                fix="use the stemjax version that wrote it",
+            )
+        try:
+            return cls(
+                experiment=config.resolve(values["experiment"]),
+                space=space.Space.from_json(values["space"]),
+                contract=embeddings.EncoderContract.from_json(values["contract"]),
+                split=values["split"],
+                panel=values["panel"],
+                versions=values["versions"],
+                start=_start(values.get("start")),
+            )
+        except KeyError as error:
+            raise errors.CheckpointError(
+                "checkpoint card", expected=f"a part named {error}", found="none"
+            ) from error
+
+    @functools.cached_property
+    def task(self) -> tasks.AnyTask:
+        """The task that the weights belong to."""
+        return self._make_task(self.experiment)
+
+    @functools.cached_property
+    def forward_task(self) -> tasks.AnyTask:
+        """The same with attention that `jax.jvp` can pass, which fused kernels stop."""
+        written = len(self.space.genes) <= attention.WRITTEN_TOKENS
+        form = "xla" if written else "chunked"
+        model = dataclasses.replace(self.experiment.model, attention=form)
+        return self._make_task(dataclasses.replace(self.experiment, model=model))
+
+    def _make_task(self, experiment: config.Experiment) -> tasks.AnyTask:
+        genes, condition = len(self.space.genes), self.contract.width
+        return config.make_task(experiment, genes=genes, condition=condition)
+
+
+def _start(found: Any) -> dict[str, Any] | None:
+    if found is None or (isinstance(found, dict) and isinstance(found.get("slides"), list)):
+        return found
+    raise errors.CheckpointError(
+        "checkpoint card: start", expected="what the run began with, or nothing", found=repr(found)
+    )
