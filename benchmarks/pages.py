@@ -39,6 +39,8 @@ SCRIPTS = {
     "recovery": "recovery",
     "field": "field",
     "domains": "domains",
+    "layouts": "layouts",
+    "cohort": "cohort",
 }
 """What a result's name begins with -> the module in benchmarks/ that has its ``tables``."""
 COMPOSED = {"headline": ("peers", "frontier")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TextIO
 
@@ -17,15 +17,48 @@ def is_live(stream: TextIO) -> bool:
     return stream.isatty()
 
 
+class Pace:
+    """Rate of counted work and the time that is left, from what was done since the first call.
+
+    What was done before that, by an earlier run say, does not count.
+
+    Args:
+      unit: what is counted.
+      clock: seconds; a test gives its own.
+    """
+
+    def __init__(self, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.unit, self._clock = unit, clock
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, done: int, total: int) -> str:
+        """Returns, say, ``1,250 spots/s, 01:02:03 left``; nothing before there is a rate."""
+        now = self._clock()
+        self._first = self._first or (done, now)
+        made, seconds = done - self._first[0], now - self._first[1]
+        if made <= 0 or seconds <= 0:
+            return ""
+        rate = made / seconds
+        left = round((total - done) / rate)
+        clock = f"{left // 3600:02d}:{left // 60 % 60:02d}:{left % 60:02d}"
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {clock} left"
+
+
 class Bar:
     """Progress of counted work; call it with (done, total, what).
 
     In a terminal it is a rich progress bar. Elsewhere it prints a line at the start of each
     ``what``, then one every `EVERY_SECONDS`, and one when it is done.
+
+    Args:
+      title: of the work.
+      stream: where it is shown; None is stderr.
+      unit: what is counted, of work whose rate and time left are shown as well.
     """
 
-    def __init__(self, title: str, stream: TextIO | None = None) -> None:
+    def __init__(self, title: str, stream: TextIO | None = None, unit: str = "") -> None:
         self.title, self.stream = title, stream or sys.stderr
+        self._pace = Pace(unit) if unit else None
         self._progress, self._task = None, None
         self._what, self._last = "", 0.0
 
@@ -47,14 +80,17 @@ class Bar:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """Shows that ``done`` of ``total`` pieces of ``what`` are done."""
-        text = f"{self.title} {what}"
+        text, pace = f"{self.title} {what}", ""
+        if self._pace is not None:
+            pace = ", ".join(filter(None, (f" {self._pace.unit}", self._pace(done, total))))
         if self._progress is not None and self._task is not None:
+            text += pace and f" ({pace.strip()})"
             self._progress.update(self._task, completed=done, total=total, description=text)
             return
         now = time.monotonic()
         if what != self._what or done >= total or now - self._last >= EVERY_SECONDS:
             self._what, self._last = what, now
-            print(f"{text}: {done}/{total}", file=self.stream, flush=True)
+            print(f"{text}: {done}/{total}{pace}", file=self.stream, flush=True)
 
     def __exit__(
         self,

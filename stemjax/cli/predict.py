@@ -1,4 +1,4 @@
-"""``stemjax predict``: a slide's expression into an .h5ad."""
+"""``stemjax predict``: a slide's expression into an .h5ad, or many slides' into a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stemjax import errors, names
-from stemjax.cli import options
+from stemjax.cli import cohort, options
 
 if TYPE_CHECKING:
     import anndata
@@ -19,10 +19,19 @@ if TYPE_CHECKING:
 
 def add(commands: options.Commands) -> None:
     """Adds the sub-command ``predict``."""
-    parser = commands.add_parser("predict", help="predict a slide's expression into an .h5ad")
+    parser = commands.add_parser(
+        "predict", help="predict the expression of a slide, or of many, into .h5ad"
+    )
     options.add_checkpoint(parser)
     options.add_records(parser)
-    parser.add_argument("--slide", required=True, metavar="ID", help="slide to predict")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--slide", metavar="ID", help="one slide, into the file -o")
+    which.add_argument(
+        "--slides",
+        metavar="IDS|all|test",
+        help="many slides, comma-separated, all of the records, or the model's test slides: into "
+        "the folder -o; what is there already is kept",
+    )
     options.add_run(parser)
     parser.add_argument(
         "--likelihood",
@@ -32,8 +41,15 @@ def add(commands: options.Commands) -> None:
         "spot's: by every gene's derivative, or estimated by 4 probes (default: %(default)s)",
     )
     parser.add_argument(
-        "-o", "--output", type=pathlib.Path, required=True, metavar="FILE", help=".h5ad to write"
+        "-o",
+        "--output",
+        type=pathlib.Path,
+        required=True,
+        metavar="FILE|DIR",
+        help=".h5ad to write, or with --slides a folder",
     )
+    cohort.add_flags(parser)
+    options.add_processes(parser)
     options.add_sampling(parser)
     _add_summary(parser)
     _add_steering(parser)
@@ -42,16 +58,17 @@ def add(commands: options.Commands) -> None:
 
 def _add_summary(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--summary-only",
-        action="store_true",
-        help="with --mode draws, keep mean, spread and quantiles and not the draws themselves: for "
-        "slides of very many spots",
+        "--draws",
+        choices=("h5ad", "zarr", "none"),
+        help="with --mode draws, where they go: into the .h5ad; into a zarr store beside it, in "
+        "chunks of spots; or nowhere, with mean, spread and quantiles kept (default: h5ad)",
     )
+    parser.add_argument("--summary-only", action="store_true", help="the same as --draws none")
     parser.add_argument(
         "--quantiles",
         default="",
         metavar="LEVELS",
-        help="with --summary-only, quantiles of the draws to write, e.g. .05,.5,.95",
+        help="with --draws none, quantiles of the draws to write, e.g. .05,.5,.95",
     )
 
 
@@ -60,9 +77,15 @@ def _summary(args: argparse.Namespace, sampling: tasks.Sampling) -> tasks.Summar
     from stemjax import tasks
 
     levels = names.split_names(args.quantiles)
-    if not args.summary_only:
+    if args.summary_only and args.draws not in (None, "none"):
+        raise errors.ConfigError(
+            "--summary-only", expected="--draws none, or no --draws", found=f"--draws {args.draws}"
+        )
+    if not (args.summary_only or args.draws == "none"):
         if levels:
-            raise errors.ConfigError("--quantiles", expected="--summary-only beside it")
+            raise errors.ConfigError(
+                "--quantiles", expected="--summary-only or --draws none beside it"
+            )
         return None
     try:
         quantiles = tuple(map(float, levels))
@@ -123,21 +146,42 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
     from stemjax import tasks, terminal
     from stemjax.data import genes, records
-    from stemjax.eval import mismatch, predict, steering
+    from stemjax.eval import cohort as cohort_lib
+    from stemjax.eval import draw_files, mismatch, predict, steering
     from stemjax.export import bundle
 
+    cohort.check(args)
     asked = options.sampling(args)
     sampling = tasks.Sampling(**asked)  # what cannot be is named before a model is read
     summary = _summary(args, sampling)
     trained = bundle.open_model(args.checkpoint, weights=args.weights)
     sampling = trained.card.task.sampling(**asked)
-    source = records.open_records(*names.split_names(args.records))
+    # Of many slides those that can be read are predicted.
+    unreadable: dict[pathlib.Path, errors.RecordsError] = {}
+    source = records.open_records(
+        *names.split_names(args.records),
+        damaged=None if args.slides is None else unreadable.__setitem__,
+    )
     steer = steering.Steering(
         scale=args.guidance,
         weak=bundle.open_model(args.guide) if args.guide else None,
         given=genes.read_gene_list(args.given).genes if args.given else (),
         method=args.given_method,
     )
+    job = cohort_lib.Job(
+        trained=trained,
+        source=source,
+        sampling=sampling,
+        seed=args.seed,
+        rows=args.rows,
+        summary=summary,
+        steer=steer,
+        divergence=args.likelihood,
+        draws="zarr" if args.draws == "zarr" else "h5ad",
+    )
+    if args.slides is not None:
+        cohort.run(job, args, unreadable)
+        return
     with terminal.Bar("predict") as bar:
         result = predict.predict_slide(
             trained,
@@ -151,6 +195,10 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
             divergence=args.likelihood,
             progress=bar,
         )
+    if job.draws == "zarr":
+        store = args.output.with_suffix(".draws.zarr")
+        draw_files.move_out(result, store, block=cohort_lib.BLOCK)
+        print(f"{store}: the draws")  # noqa: T201
     predict.write(result, args.output)
     calls = int(result.uns["stemjax"]["evaluations_per_spot"])
     print(  # noqa: T201

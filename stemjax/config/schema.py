@@ -75,7 +75,7 @@ class Model:
     mlp_ratio: int = 4
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    attention: Literal["auto", "xla", "cudnn", "flash"] = "auto"
+    attention: Literal["auto", "xla", "chunked", "cudnn", "flash", "splash"] = "auto"
     kind: Literal["stem", "lite", "histosge", "histosge_published"] = "stem"
     latents: int = 0
     head_width: int = 0

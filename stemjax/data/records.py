@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ from stemjax import errors
 from stemjax.data import builder, integrity, record_files
 from stemjax.data import embeddings as embeddings_lib
 from stemjax.data import genes as genes_lib
+from stemjax.data import table as table_lib
 
+Table = table_lib.Table
 SlideInfo = builder.SlideInfo
 write_slide = builder.write_slide
 slide_folders = record_files.slide_folders
@@ -34,38 +36,6 @@ slide_info = record_files.slide_info
 _messages: Any = tf_example_pb2
 # Records decoded between two requests to the shards: large enough to be read in parallel.
 _CHUNK = 2048
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of records in RAM, one a spot.
-
-    Attributes:
-      embeddings: [n v c] float16, variant 0 the original patch.
-      counts: raw counts of the panel's genes, [n g] int32; 0 where not measured.
-      total: raw counts of the spot over all genes of its slide, [n] int32.
-      mask: 1 where the slide measured the gene, [n g] uint8.
-      slide_index: index into `slides`, [n] int32.
-      slides: slide ids, sorted.
-      barcodes: barcode of each row.
-      array_xy: (column, row) on the array, [n 2] float32.
-      pixel_xy: (x, y) of the spot's centre in level-0 pixels, [n 2] float32.
-    """
-
-    embeddings: np.ndarray
-    counts: np.ndarray
-    total: np.ndarray
-    mask: np.ndarray
-    slide_index: np.ndarray
-    slides: tuple[str, ...]
-    barcodes: tuple[str, ...]
-    array_xy: np.ndarray
-    pixel_xy: np.ndarray
-
-    @property
-    def n(self) -> int:
-        """Rows."""
-        return len(self.counts)
 
 
 class RowSource:
@@ -101,16 +71,20 @@ class RowSource:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def gather(self, rows: np.ndarray) -> Table:
+    def gather(self, rows: np.ndarray, *, variants: int | None = None) -> Table:
         """The rows, in the order asked for; a row may be asked for more than once.
+
+        Args:
+          rows: row numbers.
+          variants: keep the first so many embedding variants of each; None keeps all.
 
         Raises:
           RecordsError: a shard was damaged since it was checked.
         """
-        genes, variants, width = self._shape
+        genes, stored, width = self._shape
         n = len(rows)
         table = Table(
-            embeddings=np.empty((n, variants, width), np.float16),
+            embeddings=np.empty((n, min(variants or stored, stored), width), np.float16),
             counts=np.empty((n, genes), np.int32),
             total=np.empty(n, np.int32),
             mask=np.empty((n, genes), np.uint8),
@@ -145,7 +119,8 @@ def decode_into(table: Table, row: int, record: bytes) -> str:
     def values(name: str, dtype: type) -> np.ndarray:
         return np.frombuffer(field[name].bytes_list.value[0], dtype)
 
-    table.embeddings[row] = values("embeddings", np.float16).reshape(table.embeddings.shape[1:])
+    variants, width = table.embeddings.shape[1:]
+    table.embeddings[row] = values("embeddings", np.float16).reshape(-1, width)[:variants]
     table.counts[row] = values("counts", np.int32)
     table.mask[row] = values("mask", np.uint8)
     table.array_xy[row] = values("array_xy", np.float32)
@@ -246,6 +221,34 @@ class Records:
         """
         return (self.load([slide]) for slide in sorted(slide_ids))
 
+    def blocks(
+        self,
+        slide_id: str,
+        *,
+        rows: int,
+        numbers: Iterable[int] | None = None,
+        variants: int | None = None,
+    ) -> Iterator[Table]:
+        """Contiguous rows of one slide, a block at a time: for slides that do not fit in RAM.
+
+        Args:
+          slide_id: the slide; its shards' hashes are checked at once.
+          rows: rows of a block; the last one has what is left.
+          numbers: which blocks, in this order; None for all.
+          variants: keep the first so many embedding variants; None keeps all.
+
+        Raises:
+          RecordsError: the slide is unknown or a shard is damaged.
+        """
+        source = self.source([slide_id])
+        chosen = range(-(-len(source) // rows)) if numbers is None else numbers
+        return (
+            source.gather(
+                np.arange(number * rows, min((number + 1) * rows, len(source))), variants=variants
+            )
+            for number in chosen
+        )
+
     def labels(self, slide_id: str) -> dict[str, tuple[str, ...]]:
         """Labels of the slide's spots by name, in row order; "" where a spot has none.
 
@@ -288,7 +291,10 @@ class Records:
             self._checked.add(slide)
 
 
-def open_records(*folders: str | pathlib.Path) -> Records:
+def open_records(
+    *folders: str | pathlib.Path,
+    damaged: Callable[[pathlib.Path, errors.RecordsError], None] | None = None,
+) -> Records:
     """One view of the slides of several record folders.
 
     Sizes of all files and the hashes of the small ones are checked here; the shards' hashes when
@@ -296,15 +302,25 @@ def open_records(*folders: str | pathlib.Path) -> Records:
 
     Args:
       folders: what `prepare` wrote, one or several.
+      damaged: told of each slide's folder with missing, cut or damaged files, which is then left
+        out; None raises the error.
 
     Raises:
       RecordsError: no records, damaged ones, a slide twice, or another list of genes.
       EncoderMismatchError: embeddings of another encoder, geometry or pooling.
     """
     found: dict[str, tuple[pathlib.Path, SlideInfo, dict[str, Any]]] = {}
+    left_out: errors.RecordsError | None = None
     for root in map(pathlib.Path, folders):
         for folder in slide_folders(root):
-            metadata = read_metadata(folder)
+            try:
+                metadata = read_metadata(folder)
+            except errors.RecordsError as error:
+                if damaged is None:
+                    raise
+                damaged(folder, error)
+                left_out = error
+                continue
             info = slide_info(metadata)
             if info.id in found:
                 raise errors.RecordsError(
@@ -313,6 +329,8 @@ def open_records(*folders: str | pathlib.Path) -> Records:
                     fix="Leave one of the two folders away, or remove one of the two directories",
                 )
             found[info.id] = folder, info, metadata
+    if not found and left_out is not None:
+        raise left_out
     if not found:
         raise errors.RecordsError(
             f"There are no records in {', '.join(map(str, folders)) or 'no folder'}",

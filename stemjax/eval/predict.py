@@ -18,6 +18,7 @@ import functools
 import json
 import os
 import pathlib
+import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,10 +85,9 @@ def predict_slide(
     origin.require_fit(trained.card, source)
     source.require(slide)
     table = source.load((slide,))
-    measured = spot_inputs.measured_spots(trained.card, table)
-    result = predict_table(
-        trained, source, table, sampling, measured=measured, seed=seed, rows=rows,
-        summary=summary, steer=steer, progress=progress,
+    result = predict_rows(
+        trained, source, table, sampling, seed=seed, rows=rows, summary=summary, steer=steer,
+        progress=progress,
     )  # fmt: skip
     for name, column in labels.label_columns(source, slide, table.barcodes).items():
         result.obs[name] = column
@@ -97,6 +97,44 @@ def predict_slide(
             trained, table, divergence=divergence, seed=seed, rows=rows or 64, progress=progress
         )
         result.obs[mismatch.NLL], result.obs[mismatch.NLL_OTHER] = odds["own"], odds["other"]
+    return result
+
+
+def predict_rows(
+    trained: checkpoint.Trained,
+    source: records.Records,
+    table: records.Table,
+    sampling: tasks.Sampling,
+    *,
+    seed: int = 0,
+    rows: int | None = None,
+    summary: tasks.Summary | None = None,
+    steer: steering.Steering | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> anndata.AnnData:
+    """Returns the prediction of a slide's rows with their intervals, but no labels.
+
+    Of a model that sees a spot's patch alone the rows may be some of the slide; a model of windows,
+    or one that recovers the slide, needs all of them.
+
+    Args:
+      trained: weights and what they mean, and their calibrations.
+      source: records that hold the slide.
+      table: rows of one slide.
+      sampling: as `predict_slide`, and so are the others.
+      seed: randomness is a function of (seed, slide, barcode).
+      rows: (spot, draw) pairs on a device at a time.
+      summary: what is kept of the draws.
+      steer: guidance, or genes whose counts the prediction is told.
+      progress: called with spots done, spots in all, and the slide.
+
+    Raises:
+      RecordsError, ConfigError: as `predict_slide`.
+    """
+    result = predict_table(
+        trained, source, table, sampling, measured=spot_inputs.measured_spots(trained.card, table),
+        seed=seed, rows=rows, summary=summary, steer=steer, progress=progress,
+    )  # fmt: skip
     made = conformal.find(trained.calibrations, describe_sampling(trained.card, sampling))
     if made is not None and (steer is None or steer.is_none):
         conformal.write_intervals(result, spread(result), made)
@@ -315,9 +353,14 @@ def write(prediction: anndata.AnnData, path: str | pathlib.Path) -> None:
     """Writes an h5ad file, whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = beside(path)
     try:
         prediction.write_h5ad(partial, compression="gzip")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def beside(path: pathlib.Path) -> pathlib.Path:
+    """Returns a new hidden name in the same folder, for what is still being written."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

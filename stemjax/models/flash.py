@@ -19,11 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-BATCH_AXIS = "data"
-"""The mesh axis that splits a batch (`stemjax.mesh.DATA`; rooms of one layer share no imports)."""
+from stemjax.models import split_attention
 
 _VMEM_FLOOR = 16 * 2**20
 """Bytes that a TPU kernel may use if it asks for nothing."""
@@ -98,17 +96,7 @@ def _per_sample(
             name=kernel.__name__.strip("_"),
         )(*arrays)
 
-    return _split_over_chips(run)
-
-
-def _split_over_chips(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns the same with the batch split over the mesh that is in force, if there is one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or BATCH_AXIS not in mesh.axis_names:
-        return run
-    rows = PartitionSpec(BATCH_AXIS)
-    # Kernels do not say over which axes their output varies, so that cannot be checked.
-    return jax.shard_map(run, in_specs=rows, out_specs=rows, check_vma=False)
+    return split_attention.over_rows(run)
 
 
 _ROWS_BY_ROWS = (((1,), (1,)), ((), ()))

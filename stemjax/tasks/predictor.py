@@ -163,9 +163,7 @@ def by_portions(run: Callable[..., Array], *, rows: int, spots_axis: int) -> Pre
       rows: spots a call, at most.
       spots_axis: which axis of the result that is.
     """
-    return Predictor(
-        run, spots=max(1, rows), spots_axis=spots_axis, layout=mesh.local_layout()
-    )
+    return Predictor(run, spots=max(1, rows), spots_axis=spots_axis, layout=mesh.local_layout())
 
 
 def portions(spots: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:

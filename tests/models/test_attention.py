@@ -6,62 +6,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding, PartitionSpec
+from exact_attention import (
+    TOLERANCE,
+    equations,
+    exact,
+    exact_gradient,
+    interpreted,
+    projection,
+)
 
 from stemjax import errors, mesh
-from stemjax.models import attention, flash
+from stemjax.models import attention
 
-# One rounding of a value near 1 to each dtype's bits, times the few that lie on the way.
-TOLERANCE = {"float32": 2e-6, "bfloat16": 2**-6}
-
-
-def projection(key, b, g, heads, width, dtype):
-    return jax.random.normal(key, (b, g, 3 * heads * width)).astype(dtype)
-
-
-def exact(qkv, heads):
-    """Attention in float64, a sample and a head at a time."""
-    qkv = np.asarray(qkv, np.float64)
-    b, g, m = qkv.shape
-    width = m // 3 // heads
-    out = np.empty((b, g, m // 3))
-    for row in range(b):
-        for head in range(heads):
-            columns = slice(head * width, (head + 1) * width)
-            q, k, v = (part[:, columns] for part in np.split(qkv[row], 3, axis=-1))
-            scores = q @ k.T / np.sqrt(width)
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
-            out[row, :, columns] = weights / weights.sum(-1, keepdims=True) @ v
-    return out
-
-
-def exact_gradient(qkv, cotangent, heads):
-    """The gradient of sum(cotangent exact(qkv)), by JAX's own attention in float32."""
-    b, g, m = qkv.shape
-
-    def weighted(qkv):
-        q, k, v = jnp.moveaxis(qkv.reshape(b, g, 3, heads, m // 3 // heads), 2, 0)
-        out = jax.nn.dot_product_attention(q, k, v, implementation="xla")
-        return (out.reshape(b, g, m // 3) * cotangent.astype(jnp.float32)).sum()
-
-    return jax.grad(weighted)(qkv.astype(jnp.float32))
+FORMS = ["xla", "chunked", "flash", "splash"]
 
 
 def run(form, qkv, heads):
     """The output of a form; the TPU kernel is interpreted."""
-    with pltpu.force_tpu_interpret_mode():
+    with interpreted(form):
         return attention.attend(qkv, heads=heads, implementation=form)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("form", ["xla", "flash"])
+@pytest.mark.parametrize("form", FORMS)
 # Neither 5 nor 37 tokens, nor heads 4 or 12 wide, are multiples of anything that a tile is.
 @pytest.mark.parametrize(("g", "heads", "width"), [(5, 3, 4), (37, 2, 12)])
 def test_values_and_gradients_are_those_of_attention(key, form, dtype, g, heads, width):
     qkv = projection(key, 2, g, heads, width, dtype)
     cotangent = jax.random.normal(jax.random.fold_in(key, 1), (2, g, heads * width)).astype(dtype)
-    with pltpu.force_tpu_interpret_mode():
+    with interpreted(form):
         out, pullback = jax.vjp(
             lambda qkv: attention.attend(qkv, heads=heads, implementation=form), qkv
         )
@@ -73,7 +46,7 @@ def test_values_and_gradients_are_those_of_attention(key, form, dtype, g, heads,
     np.testing.assert_allclose(np.float64(grad), expected, atol=TOLERANCE[dtype] * scale)
 
 
-@pytest.mark.parametrize("form", ["xla", "flash"])
+@pytest.mark.parametrize("form", FORMS)
 def test_large_scores_do_not_overflow(key, form):
     # exp(89) is beyond float32; these scores reach thousands.
     qkv = 60.0 * projection(key, 1, 9, 1, 8, jnp.float32)
@@ -82,20 +55,20 @@ def test_large_scores_do_not_overflow(key, form):
     np.testing.assert_allclose(np.float64(out), exact(qkv, 1), atol=1e-2 * 60)
 
 
-@pytest.mark.parametrize("form", ["xla", "flash"])
+@pytest.mark.parametrize("form", ["xla", "chunked", "flash"])
 def test_scores_are_not_kept_for_the_backward_pass(key, form):
     qkv = projection(key, 2, 40, 2, 4, jnp.float32)
-    with pltpu.force_tpu_interpret_mode():
+    with interpreted(form):
         _, pullback = jax.vjp(lambda x: attention.attend(x, heads=2, implementation=form), qkv)
     kept = [leaf.size for leaf in jax.tree.leaves(pullback)]
     assert max(kept) <= qkv.size < 2 * 2 * 40 * 40
 
 
-def test_the_kernel_is_split_over_the_mesh_in_force(key):
-    layout = mesh.make_layout(jax.local_devices()[:4])
-    assert flash.BATCH_AXIS == mesh.DATA
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_the_kernel_is_split_over_the_mesh_in_force(key, fsdp):
+    layout = mesh.make_layout(jax.local_devices()[:4], fsdp=fsdp)
     qkv = projection(key, 8, 5, 2, 4, jnp.float32)
-    split = jax.device_put(qkv, NamedSharding(layout.mesh, PartitionSpec(mesh.DATA)))
+    split = jax.device_put(qkv, layout.data)
 
     def grad(x):
         return jax.grad(lambda x: attention.attend(x, heads=2, implementation="flash").sum())(x)
@@ -110,28 +83,19 @@ def test_the_kernel_is_split_over_the_mesh_in_force(key):
     assert [call.invars[0].aval.shape[0] for call in calls] == [8, 8]
 
 
-def equations(jaxpr):
-    """All equations of a jaxpr and of those inside it, kernels left whole."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        if eqn.primitive.name != "pallas_call":
-            for inner in jax.tree.leaves(
-                list(eqn.params.values()), is_leaf=lambda value: hasattr(value, "eqns")
-            ):
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)
-
-
 @pytest.mark.parametrize(
     ("platform", "dtype", "width", "tokens", "expected"),
     [
         ("cpu", "bfloat16", 64, 200, "xla"),
         ("tpu", "bfloat16", 64, 200, "flash"),
         ("tpu", "float32", 12, attention.FLASH_TOKENS, "flash"),
-        ("tpu", "bfloat16", 64, attention.FLASH_TOKENS + 1, "xla"),
+        ("tpu", "bfloat16", 64, attention.FLASH_TOKENS + 1, "splash"),
+        ("cpu", "float32", 64, attention.WRITTEN_TOKENS, "xla"),
+        ("cpu", "float32", 64, attention.WRITTEN_TOKENS + 1, "chunked"),
         ("gpu", "bfloat16", 64, 5000, "cudnn"),
         ("gpu", "float32", 64, 200, "xla"),
         ("gpu", "bfloat16", 12, 200, "xla"),
+        ("gpu", "float32", 64, 5000, "chunked"),
     ],
 )
 def test_auto_takes_what_fits(platform, dtype, width, tokens, expected):
@@ -142,6 +106,21 @@ def test_auto_takes_what_fits(platform, dtype, width, tokens, expected):
 
 
 @pytest.mark.parametrize(
+    ("platform", "tokens", "expected"),
+    [
+        ("cpu", 200, "xla"),
+        ("cpu", 4000, "chunked"),
+        ("gpu", 4000, "chunked"),
+        ("tpu", 200, "splash"),
+        ("tpu", 4000, "splash"),
+    ],
+)
+def test_auto_takes_a_form_that_can_share_out_the_genes(platform, tokens, expected):
+    given = {"platform": platform, "dtype": "bfloat16", "head_width": 64, "tokens": tokens}
+    assert attention.resolve("auto", parts=2, **given) == expected
+
+
+@pytest.mark.parametrize(
     ("form", "change", "expected"),
     [
         ("cudnn", {"platform": "cpu"}, "NVIDIA GPU, found cpu"),
@@ -149,7 +128,10 @@ def test_auto_takes_what_fits(platform, dtype, width, tokens, expected):
         ("cudnn", {"head_width": 12}, "multiple of 8, found 12"),
         ("flash", {"platform": "gpu"}, "a TPU, found gpu"),
         ("flash", {"platform": "tpu", "tokens": 4000}, "1024 genes, found 4000"),
-        ("triton", {}, "auto or xla or cudnn or flash, found 'triton'"),
+        ("splash", {}, "a TPU, found gpu"),
+        ("cudnn", {"parts": 2}, "genes on one device, found on 2"),
+        ("flash", {"platform": "tpu", "parts": 4}, "genes on one device, found on 4"),
+        ("triton", {}, "auto or xla or chunked or .*, found 'triton'"),
     ],
 )
 def test_a_form_that_does_not_fit_is_an_error_that_says_why(form, change, expected):
@@ -164,7 +146,7 @@ def test_attention_by_name_is_checked_where_it_is_called(key):
         attention.attend(qkv, heads=1, implementation="cudnn")
 
 
-def test_only_the_written_out_form_can_be_differentiated_forward(key):
+def test_forms_without_a_kernel_can_be_differentiated_forward(key):
     qkv = projection(key, 1, 4, 1, 8, jnp.float32)
     tangent = projection(jax.random.fold_in(key, 1), 1, 4, 1, 8, jnp.float32)
 
@@ -175,9 +157,11 @@ def test_only_the_written_out_form_can_be_differentiated_forward(key):
     step = 1e-4
     rise = exact(qkv + step * tangent, 1) - exact(qkv - step * tangent, 1)
     # Central difference: its own error is step^2; the float32 inputs' rounding over the step 6e-4.
-    np.testing.assert_allclose(np.float64(slope("auto")), rise / (2 * step), atol=5e-3)
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jit(lambda: slope("flash")).lower()
+    for form in ("xla", "chunked"):
+        np.testing.assert_allclose(np.float64(slope(form)), rise / (2 * step), atol=5e-3)
+    for form in ("flash", "splash"):
+        with interpreted(form), pytest.raises(TypeError, match="custom_vjp"):
+            jax.jit(lambda form=form: slope(form)).lower()
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
