@@ -41,6 +41,7 @@ SCRIPTS = {
     "domains": "domains",
     "layouts": "layouts",
     "cohort": "cohort",
+    "long_panels": "long_panels",
 }
 """What a result's name begins with -> the module in benchmarks/ that has its ``tables``."""
 COMPOSED = {"headline": ("peers", "frontier")}
