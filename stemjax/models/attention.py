@@ -32,8 +32,9 @@ from stemjax.models import long_attention, split_attention
 IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn", "flash", "splash")
 
 WRITTEN_TOKENS = 1024
-"""Most tokens whose scores ``auto`` writes out. On two CPU cores ``chunked`` takes as long at 1,000
-tokens and a third to a half of the time at 2,000 (docs/long_panels.md)."""
+"""Most tokens whose scores ``auto`` writes out. On two CPU cores it depends on the batch which form
+is faster at 1,000 tokens; beyond, ``chunked`` is, in a fraction of the memory
+(docs/long_panels.md)."""
 
 FLASH_TOKENS = 1024
 """Most tokens that the TPU kernel takes: it unrolls all of a head's scores, [g g], and its gradient
