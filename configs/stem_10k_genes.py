@@ -30,6 +30,7 @@ def get_config() -> Any:
     c.optim.weight_decay = 0.0
     c.optim.ema = 0.9999
     c.data.residence = "auto"
+    c.data.decks = 32  # a process, and a device, holds a share of the rows and not all
     c.train.batch = 128
     c.train.remat = "blocks"
     c.train.steps = 100_000

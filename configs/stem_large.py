@@ -29,6 +29,7 @@ def get_config() -> Any:
     c.optim.warmup = 2000
     c.optim.ema = 0.9999
     c.data.residence = "auto"
+    c.data.decks = 64  # a process, and a device, holds a share of the rows and not all
     c.train.batch = 1024  # 128 for each of eight devices
     c.train.remat = "blocks"  # a quarter of the memory for a third more arithmetic
     c.train.steps = 100_000

@@ -17,6 +17,7 @@ def check(experiment: Experiment) -> None:
     """
     train, optim, diffusion = experiment.train, experiment.optim, experiment.diffusion
     at_least_one = {
+        "data.decks": experiment.data.decks,
         "train.steps": train.steps,
         "train.batch": train.batch,
         "train.accumulate": train.accumulate,
@@ -40,6 +41,11 @@ def check(experiment: Experiment) -> None:
         raise errors.ConfigError(
             f"config.train.batch={train.batch}",
             expected=f"a multiple of config.train.accumulate={train.accumulate}",
+        )
+    if train.batch % experiment.data.decks:
+        raise errors.ConfigError(
+            f"config.data.decks={experiment.data.decks}",
+            expected=f"a divisor of config.train.batch={train.batch}",
         )
     part = train.batch // train.accumulate
     if diffusion.mean_fraction and not round(diffusion.mean_fraction * part):

@@ -23,9 +23,13 @@ class Data:
       standardise_expression: scale each gene to mean 0, std 1 over the training spots.
       standardise_condition: scale each embedding feature likewise.
       augment: choose one of the 8 flips and rotations per record and step; else the original.
-      residence: where the training rows lie: ``device`` (every accelerator holds them all, and a
-        step is handed row numbers alone), ``ram``, ``stream`` (read from disk at every step), or
+      residence: where the training rows lie: ``device`` (every accelerator holds them, and a step
+        is handed row numbers alone), ``ram``, ``stream`` (read from disk at every step), or
         ``auto``: the first of these where they fit; on a CPU the device is the RAM.
+      decks: decks that the training rows are dealt into, each with its own part of every batch. A
+        process then holds the decks of its part of the batch, and with ``device`` so does a device
+        where the devices that share a batch divide them; 1 has all rows everywhere. The order of
+        the rows depends on it.
       allow_seen_panel: accept a test slide on which the gene panel was selected.
       recover: slides of which a share of the spots is hidden, to be recovered from the others,
         comma-separated; their measured spots train. The panel may have been chosen on them.
@@ -48,6 +52,7 @@ class Data:
     standardise_condition: bool = True
     augment: bool = True
     residence: Literal["auto", "ram", "stream", "device"] = "auto"
+    decks: int = 1
     allow_seen_panel: bool = False
     recover: str = ""
     train: str = ""

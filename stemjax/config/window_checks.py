@@ -65,6 +65,11 @@ def check_window(experiment: Experiment) -> None:
             "config.window.length", expected=f"at least {least}", found=str(window.length)
         )
     _check_reaches(experiment)
+    if window.kind != "none" and experiment.data.decks > 1:
+        raise errors.ConfigError(
+            f"config.data.decks={experiment.data.decks} with config.window.kind={window.kind}",
+            expected="1: windows share their spots, which could not be dealt out",
+        )
     wanted = WINDOW_OF.get(model.kind)
     if wanted and window.kind != wanted:
         raise errors.ConfigError(

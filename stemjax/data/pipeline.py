@@ -25,6 +25,7 @@ from stemjax import typing as st
 from stemjax.data import records as records_lib
 from stemjax.data import resident
 from stemjax.data import space as space_lib
+from stemjax.data.decks import Held
 from stemjax.data.laid import Laid
 from stemjax.data.schedule import Schedule, made_ahead
 from stemjax.data.shown import Shown
@@ -89,6 +90,7 @@ class ResidentView(HostView):
       table: the rows; its embeddings are kept as they are (float16, all variants), not copied.
       space: the model's space; expression is encoded once, here.
       windows: what a row of a batch is, for networks of windows; None is a spot.
+      held: which rows they are, where they are not all.
       ahead: batches that the iterator makes ahead of use.
     """
 
@@ -98,12 +100,15 @@ class ResidentView(HostView):
         space: space_lib.Space,
         *,
         windows: Laid | None = None,
+        held: Held | None = None,
         ahead: int = 2,
     ) -> None:
         self.n, self.variants = table.embeddings.shape[:2]
         if windows is not None:
             self.n = windows.windows.n
-        self._space, self._ahead, self._windows = space, ahead, windows
+        if held is not None:
+            self.n = held.schedule.n
+        self._space, self._ahead, self._windows, self._held = space, ahead, windows, held
         self._embeddings = table.embeddings
         self._x0 = space.encode_expression(table.counts, table.total, table.mask)
         self._mask = table.mask
@@ -125,6 +130,8 @@ class ResidentView(HostView):
             return self._windows.batch(
                 rows, cond=cond, x0=self._x0[found], mask=self._mask[found].astype(np.float32)
             )
+        if self._held is not None:
+            rows = self._held.find(rows)
         return st.Batch(
             cond=self._space.encode_condition(self._embeddings[rows, variants]),
             x0=self._x0[rows],
@@ -236,6 +243,58 @@ class StreamingView(HostView):
         return iter(steps.to_iter_dataset(options))
 
 
+RESIDENCES = ("device", "ram", "stream")
+"""Where rows can lie: from the fastest to the one that needs least."""
+
+
+def choose_residence(
+    records: records_lib.Records,
+    slide_ids: Sequence[str],
+    *,
+    residence: Literal["auto", "ram", "stream", "device"] = "auto",
+    budget_bytes: int | None = None,
+    device_bytes: int | None = None,
+    held: Held | None = None,
+    pieces: int = 1,
+) -> Literal["ram", "stream", "device"]:
+    """Where rows lie: on the devices or in RAM where they fit, else in their files.
+
+    Args:
+      records: the record directories.
+      slide_ids: the slides whose rows are wanted.
+      residence: "device", "ram" or "stream" to decide by hand.
+      budget_bytes: RAM that "auto" may fill; None takes half of what the machine or
+        container has.
+      device_bytes: memory of each device that "auto" may fill; None takes half of what an
+        accelerator has, and nothing of a CPU, whose memory is the RAM.
+      held: the decks that this process holds, where they are not all rows.
+      pieces: devices that these decks are spread over; 1 has all rows on each of them.
+
+    Raises:
+      ConfigError: `residence` is none of the four.
+    """
+    if residence not in ("auto", *RESIDENCES):
+        raise errors.ConfigError(
+            "residence says where the rows lie",
+            expected="auto, device, ram or stream",
+            found=repr(residence),
+            fix="Use one of the four",
+        )
+    if residence != "auto":
+        return residence
+    budget = memory_limit() // 2 if budget_bytes is None else budget_bytes
+    room = resident.device_memory() // 2 if device_bytes is None else device_bytes
+    mine = each = None
+    if held is not None:
+        mine = len(held.rows)
+        each = held.length * held.schedule.decks // pieces if pieces > 1 else None
+    if resident.table_bytes(records, slide_ids, rows=each) <= room:
+        passing = None if each is None else mine
+        if resident_bytes(records, slide_ids, rows=passing) <= budget:
+            return "device"
+    return "ram" if resident_bytes(records, slide_ids, rows=mine) <= budget else "stream"
+
+
 def choose_view(
     records: records_lib.Records,
     slide_ids: Sequence[str],
@@ -247,6 +306,8 @@ def choose_view(
     sharding: jax.sharding.Sharding | None = None,
     shown: Shown | None = None,
     windows: Laid | None = None,
+    held: Held | None = None,
+    spread: jax.sharding.Sharding | None = None,
 ) -> ResidentView | StreamingView | resident.DeviceView:
     """A view of the slides' rows: on the devices or in RAM where they fit, else streamed.
 
@@ -254,47 +315,50 @@ def choose_view(
       records: the record directories.
       slide_ids: the slides whose rows are wanted.
       space: the model's space.
-      residence: "device", "ram" or "stream" to decide by hand.
-      budget_bytes: RAM that "auto" may fill; None takes half of what the machine or
-        container has.
-      device_bytes: memory of each device that "auto" may fill; None takes half of what an
-        accelerator has, and nothing of a CPU, whose memory is the RAM.
+      residence: as `choose_residence`, with the two numbers of bytes.
+      budget_bytes: likewise.
+      device_bytes: likewise.
       sharding: where the table lies, whole on every device of a mesh; None is one device.
       shown: which rows of the slides are trained on, where not all are.
       windows: what a row of a batch is, for networks of windows; None is a spot.
+      held: the decks that this process holds, and a view in RAM nothing else; None is all rows.
+      spread: where decks lie on the devices, a share on each; None has all rows on each of them.
 
     Raises:
       ConfigError: `residence` is none of the four.
       RecordsError: a slide is unknown or a shard is damaged.
     """
-    if residence not in ("auto", "ram", "stream", "device"):
-        raise errors.ConfigError(
-            "residence says where the rows lie",
-            expected="auto, device, ram or stream",
-            found=repr(residence),
-            fix="Use one of the four",
-        )
-    if residence == "auto":
-        budget = memory_limit() // 2 if budget_bytes is None else budget_bytes
-        room = resident.device_memory() // 2 if device_bytes is None else device_bytes
-        residence = "stream"
-        if resident_bytes(records, slide_ids) <= budget:
-            fits = resident.table_bytes(records, slide_ids) <= room
-            residence = "device" if fits else "ram"
+    pieces = 1 if spread is None else spread.num_devices
+    residence = choose_residence(
+        records,
+        slide_ids,
+        residence=residence,
+        budget_bytes=budget_bytes,
+        device_bytes=device_bytes,
+        held=held,
+        pieces=pieces,
+    )
     if residence == "stream":
         return StreamingView(records, slide_ids, space, shown=shown, windows=windows)
-    table = records.load(slide_ids) if shown is None else shown.load()
+    rows = shown or Shown(records=records, slides=slide_ids)
     if residence == "device":
-        return resident.DeviceView(table, space, windows=windows, sharding=sharding)
-    return ResidentView(table, space, windows=windows)
+        if held is None or spread is None:
+            return resident.DeviceView(rows.load(), space, windows=windows, sharding=sharding)
+        table = rows.gather(held.of_one_length())
+        return resident.DeviceView(table, space, sharding=sharding, held=held, spread=spread)
+    if held is None:
+        return ResidentView(rows.load(), space, windows=windows)
+    return ResidentView(rows.gather(held.rows), space, held=held)
 
 
-def resident_bytes(records: records_lib.Records, slide_ids: Sequence[str]) -> int:
-    """Bytes of RAM that a resident view of the slides takes while it is made."""
+def resident_bytes(
+    records: records_lib.Records, slide_ids: Sequence[str], *, rows: int | None = None
+) -> int:
+    """Bytes of RAM that a resident view of the slides, or of some rows, takes while it is made."""
     width = records.contract.width
     # float16 embeddings; int32 counts, float32 x0 and one float32 temporary; uint8 mask.
     row = records.variants * width * 2 + len(records.genes) * (4 + 4 + 4 + 1) + 64
-    return row * sum(records.require(slide).n_spots for slide in slide_ids)
+    return row * (records.count(slide_ids) if rows is None else rows)
 
 
 def memory_limit() -> int:

@@ -170,6 +170,14 @@ class Records:
             )
         return self.slides[slide_id]
 
+    def count(self, slide_ids: Sequence[str]) -> int:
+        """Spots of some slides.
+
+        Raises:
+          RecordsError: a slide is unknown.
+        """
+        return sum(self.require(slide).n_spots for slide in slide_ids)
+
     def source(self, slide_ids: Sequence[str]) -> RowSource:
         """Random access to the slides' rows, once their shards' hashes are checked.
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from stemjax import __version__, config, distributed, errors, mesh
 from stemjax.data import folds, pipeline, records, space, splits
+from stemjax.data.decks import Held
 from stemjax.data.hiding import Hiding
 from stemjax.data.laid import lay_windows
 from stemjax.data.shown import Shown
@@ -138,28 +139,61 @@ def gather(
         },
         start=None if origin is None else origin.about,
     )
+    schedule = pipeline.Schedule(
+        n=shown.n if laid is None else laid.windows.n,
+        batch=experiment.train.batch,
+        seed=experiment.seed,
+        variants=source.variants if experiment.data.augment else 1,
+        decks=experiment.data.decks,
+    )
     return Material(
         card=card,
         view=pipeline.choose_view(
             source,
             split.fitted,
             fitted,
-            residence=experiment.data.residence,
-            sharding=layout.replicated if layout else None,
+            **_lay_out(experiment, source, split.fitted, schedule, layout),
             shown=shown if split.recover else None,
             windows=laid,
         ),
-        schedule=pipeline.Schedule(
-            n=shown.n if laid is None else laid.windows.n,
-            batch=experiment.train.batch,
-            seed=experiment.seed,
-            variants=source.variants if experiment.data.augment else 1,
-        ),
+        schedule=schedule,
         val=_load_share(experiment, source, split.val) if split.val else None,
-        val_rows=sum(source.require(slide).n_spots for slide in split.val),
+        val_rows=source.count(split.val),
         source=source,
         shown=shown,
     )
+
+
+def _lay_out(
+    experiment: config.Experiment,
+    source: records.Records,
+    slides: Sequence[str],
+    schedule: pipeline.Schedule,
+    layout: mesh.Layout | None,
+) -> dict[str, Any]:
+    """Returns where the rows lie, as `pipeline.choose_view` takes it; the same on all processes."""
+    held = spread = None
+    pieces = 1
+    if layout is not None and schedule.decks > 1:
+        share, shares = layout.share
+        held = Held(schedule=schedule, process_index=share, process_count=shares)
+        if schedule.decks % layout.pieces == 0:
+            spread, pieces = layout.data, layout.pieces
+    residence = pipeline.choose_residence(
+        source,
+        slides,
+        residence=experiment.data.residence,
+        held=held,
+        pieces=pieces,
+    )
+    # A process with less memory than the others would choose for itself, and another program.
+    frugal = distributed.gather(np.array(pipeline.RESIDENCES.index(residence))).max()
+    return {
+        "residence": pipeline.RESIDENCES[int(frugal)],
+        "sharding": None if layout is None else layout.replicated,
+        "held": held,
+        "spread": spread,
+    }
 
 
 def _dealt(slides: int) -> tuple[tuple[int, int], space.Share | None]:

@@ -87,10 +87,8 @@ def arranged(experiment, **axes):
     return dataclasses.replace(experiment, mesh=config.Mesh(**axes))
 
 
-def streamed(experiment):
-    return dataclasses.replace(
-        experiment, data=dataclasses.replace(experiment.data, residence="stream")
-    )
+def laid(experiment, **data):
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **data))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +98,8 @@ def ran(toy_records, experiment, tmp_path_factory):
     four = mesh.make_layout()
     loop.train(experiment, toy_records, folder / "one_process", layout=four)
     loop.train(experiment, toy_records, folder / "half", layout=four, stop_at=STOP)
+    dealt, one = laid(experiment, decks=4), mesh.make_layout(jax.devices()[:1])
+    loop.train(dealt, toy_records, folder / "decks", layout=one, stop_at=STOP)
     for name in ("half_to_two_processes", "half_to_one_device", "half_to_two_devices",
                  "half_to_four"):  # fmt: skip
         shutil.copytree(folder / "half", folder / name)
@@ -108,7 +108,9 @@ def ran(toy_records, experiment, tmp_path_factory):
         ("broken", experiment, {"stop_at": STOP}),
         ("broken", experiment, {}),
         ("half_to_two_processes", experiment, {}),
-        ("streamed", streamed(experiment), {}),
+        ("streamed", laid(experiment, residence="stream"), {}),
+        ("decks_in_ram", laid(experiment, decks=4, residence="ram"), {"stop_at": STOP}),
+        ("decks_on_devices", laid(experiment, decks=4, residence="device"), {"stop_at": STOP}),
         ("fsdp2", arranged(experiment, fsdp=2), {"stop_at": STOP}),
         ("fsdp4", arranged(experiment, fsdp=4), {"stop_at": STOP}),
         ("genes4", arranged(experiment, genes=4), {"stop_at": STOP}),
@@ -144,6 +146,15 @@ def test_two_processes_have_the_losses_of_one(ran, name):
     np.testing.assert_allclose(judged[:, :2], expected[:, :2], rtol=CLOSE)
     # After a few updates a gene's predictions hardly vary, which its correlation divides by.
     np.testing.assert_allclose(judged[:, 2], expected[:, 2], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["decks_in_ram", "decks_on_devices"])
+def test_two_processes_of_half_the_rows_have_the_losses_of_one_of_all(ran, name):
+    folder, _, _ = ran
+    np.testing.assert_allclose(losses(folder / name), losses(folder / "decks"), rtol=CLOSE)
+    # Another order of rows than without decks, or this would say nothing.
+    other = losses(folder / "one_process")[:STOP]
+    assert np.abs(losses(folder / name) / other - 1).max() > 100 * CLOSE
 
 
 def test_going_on_in_the_same_layout_is_bitwise(ran, toy_records, experiment):
