@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stemjax import cli, errors, terminal
-from stemjax.cli import cohort as cohort_cli
+from stemjax.cli import options
 from stemjax.data import builder
 from stemjax.eval import draw_files, joining
 from stemjax.export import bundle
@@ -155,8 +155,8 @@ def test_no_draws_is_a_summary(predict, tmp_path):
     [
         (("--slide", "X1", "--shard", "0/2"), "--shard: expected --slides"),
         (("--slide", "X1", "--block", "9"), "--block: expected --slides"),
-        (("--slides", "X1", "--shard", "2/2"), "0 <= I < N, found 2/2"),
-        (("--slides", "X1", "--shard", "1of2"), "0 <= I < N, found 1of2"),
+        (("--slides", "X1", "--shard", "2/2"), "I from 0 to N-1, such as 0/8, found '2/2'"),
+        (("--slides", "X1", "--shard", "1of2"), "found '1of2'"),
         (("--slides", "X1", "--block", "0"), "block: expected at least 1 spot"),
         (("--slides", "X1,X1"), "each once"),
         (("--slides", "X1,X9"), "There are no records of slide 'X9'"),
@@ -185,14 +185,14 @@ def test_one_slide_or_many(predict, tmp_path):
 @pytest.mark.parametrize("slide", ["X1", "x-1", "a.b", "all", "a_d.b", "a._u", "u_.d"])
 def test_a_damaged_folder_tells_its_slide(tmp_path, slide):
     folder = builder.slide_folder(tmp_path, slide) / builder.VERSION
-    assert cohort_cli.slide_of(folder) == slide
+    assert builder.slide_of(folder) == slide
 
 
 def test_shares_are_read():
-    assert cohort_cli.shard("3/8") == (3, 8)
+    assert options.share("3/8") == (3, 8)
     for text in ("8/8", "-1/8", "1", "1/2/3", ""):
         with pytest.raises(errors.ConfigError):
-            cohort_cli.shard(text)
+            options.share(text)
 
 
 def test_the_rate_counts_from_the_first_call():

@@ -106,8 +106,8 @@ def test_a_bad_slide_is_listed_and_the_others_are_written(folder, capsys):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ("2/2", "expected part i of n, with i from 0 to n - 1, found part 2 of 2"),
-        ("0/0", "found part 0 of 0"),
+        ("2/2", "expected I/N with I from 0 to N-1, such as 0/8, found '2/2'"),
+        ("0/0", "found '0/0'"),
         ("8", "expected I/N with I from 0 to N-1, such as 0/8, found '8'"),
         ("-1/2", "found '-1/2'"),
         ("", "found ''"),

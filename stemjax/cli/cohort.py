@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from stemjax import errors, names
+from stemjax.cli import options
 
 if TYPE_CHECKING:
     from stemjax.eval import cohort as cohort_lib
 
 ALL, TEST = "all", "test"
-_MARK = "x-"  # of names that are written otherwise: `stemjax.data.builder.split_name`
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,21 +50,7 @@ def check(args: argparse.Namespace) -> None:
         raise errors.ConfigError(
             f"-o {args.output}", expected="a folder, for --slides", found="a file"
         )
-    shard(args.shard)
-
-
-def shard(text: str | None) -> tuple[int, int] | None:
-    """Returns the numbers of I/N, or None for none.
-
-    Raises:
-      ConfigError: it is no share.
-    """
-    if text is None:
-        return None
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise errors.ConfigError("--shard", expected="I/N with 0 <= I < N", found=text)
-    return int(index), int(count)
+    options.share(args.shard)
 
 
 def run(
@@ -83,10 +69,10 @@ def run(
       SlidesFailedError: some could not be predicted; the others were.
     """
     from stemjax import distributed, terminal
-    from stemjax.data import failures
+    from stemjax.data import builder, failures
     from stemjax.eval import cohort, written
 
-    missing = {slide_of(folder): error for folder, error in unreadable.items()}
+    missing = {builder.slide_of(folder): error for folder, error in unreadable.items()}
     asked = _asked(job, args.slides, missing)
     slides = [slide for slide in asked if slide not in missing]
     failed = {slide: str(missing[slide]) for slide in asked if slide in missing}
@@ -102,7 +88,7 @@ def run(
                 slides,
                 args.output,
                 block=cohort.BLOCK if args.block is None else args.block,
-                part=shard(args.shard),
+                part=options.share(args.shard),
                 progress=bar,
             )
         failed |= outcome.failed
@@ -136,14 +122,6 @@ def _asked(job: cohort_lib.Job, text: str, unreadable: Mapping[str, object]) -> 
             "--slides", expected="all, test, or ids, each once", found=text or "nothing"
         )
     return sorted(found)
-
-
-def slide_of(folder: pathlib.Path) -> str:
-    """Returns the id of a slide by its record folder, whose metadata may be what is damaged."""
-    name = folder.parent.name
-    if not name.startswith(_MARK):
-        return name
-    return name.removeprefix(_MARK).replace("_d", ".").replace("_u", "_")
 
 
 def _say(line: str) -> None:

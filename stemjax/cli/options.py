@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import re
 from typing import Any
 
-from stemjax import names
+from stemjax import errors, names
 
 type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -20,6 +21,25 @@ def layout(name: str) -> Any:
     from stemjax.data import hest, st, visium
 
     return {"st": st, "hest": hest, "visium": visium}[name]
+
+
+def share(text: str | None) -> tuple[int, int] | None:
+    """Returns the numbers of a ``--shard I/N``, one process's share of the slides; None for none.
+
+    Raises:
+      ConfigError: there is no such share.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise errors.ConfigError(
+            "--shard names one share of the slides",
+            expected="I/N with I from 0 to N-1, such as 0/8",
+            found=repr(text),
+            fix="Say 0/N to (N-1)/N in N processes",
+        )
+    return int(found[1]), int(found[2])
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

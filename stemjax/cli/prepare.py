@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -105,23 +104,11 @@ def _files(text: str) -> int:
     )
 
 
-def _part(text: str) -> tuple[int, int]:
-    """The share that --shard names; whether there is such a share is for `prepare.deal` to say."""
-    if found := re.fullmatch(r"(\d+)/(\d+)", text):
-        return int(found[1]), int(found[2])
-    raise errors.ConfigError(
-        "--shard names one share of the slides",
-        expected="I/N with I from 0 to N-1, such as 0/8",
-        found=repr(text),
-        fix="Say 0/N to (N-1)/N in N processes; files a slide are --shards N",
-    )
-
-
 def _prepare(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax import terminal
     from stemjax.data import genes, no_image, prepare
 
-    part = _part(args.shard) if args.shard is not None else None
+    part = options.share(args.shard)
     layout = options.layout(args.layout)
     ids = names.split_names(args.slides) or tuple(layout.list_slides(args.data))
 

@@ -36,6 +36,7 @@ from stemjax.data import slides as slides_lib
 DATASET, VERSION = "spots", "1.0.0"
 FORMAT = 1
 SHARD_MARK = ".array_record-"
+_MARK = "x-"  # of slides whose folder is not named by their id
 THUMBNAIL, THUMBNAIL_PX = "thumbnail.jpg", 1500
 SHARD_BYTES = 128 * 10**6
 # Barcodes, coordinates, field names and the record's own framing, generously.
@@ -142,9 +143,17 @@ def split_name(slide_id: str) -> str:
     "." as "_d" and "_" as "_u".
     """
     plain = re.fullmatch(r"[A-Za-z0-9_-]+", slide_id) and slide_id.lower() != "all"
-    if plain and not slide_id.startswith("x-"):
+    if plain and not slide_id.startswith(_MARK):
         return slide_id
-    return "x-" + slide_id.replace("_", "_u").replace(".", "_d")
+    return _MARK + slide_id.replace("_", "_u").replace(".", "_d")
+
+
+def slide_of(folder: pathlib.Path) -> str:
+    """The id of a slide by its version folder, whose metadata may be what is damaged."""
+    name = folder.parent.name
+    if not name.startswith(_MARK):
+        return name
+    return name.removeprefix(_MARK).replace("_d", ".").replace("_u", "_")
 
 
 def slide_folder(out: pathlib.Path, slide_id: str) -> pathlib.Path:
