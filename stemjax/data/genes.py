@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ def read_gene_list(path: str | os.PathLike[str]) -> Panel:
 
 
 def select_panel(
-    sections: Sequence[slides.Slide], *, n_genes: int, n_variable: int = N_VARIABLE
+    sections: Iterable[slides.Slide], *, n_genes: int, n_variable: int = N_VARIABLE
 ) -> Panel:
     """The genes that are both abundant and variable over some slides: Stem's rule.
 
@@ -126,17 +126,23 @@ def select_panel(
     Source: Zhu et al., ICLR 2025 (arXiv 2501.15598), where k is set by hand and test slides are
     among the slides; a test is honest when only training slides are.
 
+    The slides are gone through once, and none is kept: an iterator may read each when it is its
+    turn.
+
     Raises:
       GenePanelError: no slides, one twice, or fewer than ``n_genes`` candidates.
     """
-    ids = [slide.id for slide in sections]
+    ids, union, sums = [], set(), _Sums()
+    for slide in sections:
+        ids.append(slide.id)
+        union.update(variable_genes(slide, n_variable))
+        sums.add(slide)
     if not ids or n_genes < 1 or _doubled(ids):
         raise errors.GenePanelError(
             "cannot choose a gene panel",
             expected="at least one gene, one slide, and no slide twice",
             found=f"n_genes {n_genes}, slides {_some(ids) or 'none'}",
         )
-    union = set().union(*(variable_genes(slide, n_variable) for slide in sections))
     names = sorted(name for name in union if not name.startswith(DROPPED_PREFIXES))
     if len(names) < n_genes:
         raise errors.GenePanelError(
@@ -145,7 +151,7 @@ def select_panel(
             found=f"{len(names)} (without names that start with {', '.join(DROPPED_PREFIXES)})",
             fix="Ask for fewer genes, or choose on more slides",
         )
-    mean, std = _moments(sections, names)
+    mean, std = sums.moments(names)
     by_mean, by_std = _rank(mean), _rank(std)
     enters, better = np.maximum(by_mean, by_std), np.minimum(by_mean, by_std)
     chosen = np.lexsort((by_mean, better, enters))[:n_genes]
@@ -231,19 +237,25 @@ def panel_counts(
     return counts, measured.astype(np.uint8)
 
 
-def _moments(sections: Sequence[slides.Slide], names: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """Mean and standard deviation of raw counts over all spots; 0 where a slide lacks a gene."""
-    place = {name: i for i, name in enumerate(names)}
-    n, sums = 0, np.zeros((2, len(names)))
-    for slide in sections:
-        columns = np.array([place.get(gene, -1) for gene in slide.genes], int)
-        known = columns >= 0
+class _Sums:
+    """Sums of raw counts and of their squares over spots, of every gene that a slide measured."""
+
+    def __init__(self) -> None:
+        self._place: dict[str, int] = {}
+        self._spots, self._sums = 0, np.zeros((2, 0))
+
+    def add(self, slide: slides.Slide) -> None:
+        columns = [self._place.setdefault(gene, len(self._place)) for gene in slide.genes]
+        new = len(self._place) - self._sums.shape[1]
+        self._sums = np.pad(self._sums, ((0, 0), (0, new)))
         values = slide.counts.astype(np.float64)
-        powers = np.stack([values.sum(axis=0), values.power(2).sum(axis=0)])
-        sums[:, columns[known]] += powers[:, known]
-        n += slide.n_spots
-    mean, square = sums / n
-    return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
+        self._sums[:, columns] += np.stack([values.sum(axis=0), values.power(2).sum(axis=0)])
+        self._spots += slide.n_spots
+
+    def moments(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation over all spots; 0 where a slide lacks a gene."""
+        mean, square = self._sums[:, [self._place[name] for name in names]] / self._spots
+        return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
 
 
 def _rank(values: np.ndarray) -> np.ndarray:

@@ -104,21 +104,29 @@ def _choose(
     read: Callable[[str], slides.Slide],
     tell: Callable[[int, int, str], None],
 ) -> genes_lib.Panel:
-    """Select the panel; a slide that cannot be read ends it."""
-    counted = []
-    for done, slide_id in enumerate(request.chosen_on):
-        tell(done, len(request.chosen_on), f"{slide_id}: reading counts for the gene panel")
-        try:
-            # The image can be gigabytes and the panel needs none.
-            counted.append(dataclasses.replace(read(slide_id), image=None))
-        except errors.StemjaxError as error:
-            raise errors.GenePanelError(
-                f"The gene panel cannot be chosen: slide {slide_id}, on which it is chosen, cannot "
-                f"be read. {error}",
-                fix="Without this slide the panel may be another one, so it is not passed over: "
-                "mend the slide, leave it out with --slides, or give a list with --genes",
-            ) from error
+    """Select the panel; a slide that cannot be read ends it. One is held at a time."""
+    counted = (_counts(request, read, tell, done) for done in range(len(request.chosen_on)))
     return genes_lib.select_panel(counted, n_genes=request.n_genes, n_variable=request.n_variable)
+
+
+def _counts(
+    request: Request,
+    read: Callable[[str], slides.Slide],
+    tell: Callable[[int, int, str], None],
+    done: int,
+) -> slides.Slide:
+    """One of the slides to choose on, without its image: that can be gigabytes."""
+    slide_id = request.chosen_on[done]
+    tell(done, len(request.chosen_on), f"{slide_id}: reading counts for the gene panel")
+    try:
+        return dataclasses.replace(read(slide_id), image=None)
+    except errors.StemjaxError as error:
+        raise errors.GenePanelError(
+            f"The gene panel cannot be chosen: slide {slide_id}, on which it is chosen, cannot "
+            f"be read. {error}",
+            fix="Without this slide the panel may be another one, so it is not passed over: "
+            "mend the slide, leave it out with --slides, or give a list with --genes",
+        ) from error
 
 
 def _stored(out: pathlib.Path) -> genes_lib.Panel | None:

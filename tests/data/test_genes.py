@@ -1,6 +1,7 @@
 """Panels by Stem's rule, count transforms, standardisation."""
 
 import json
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -161,6 +162,24 @@ def test_panel_where_two_genes_enter_together():
     assert genes.select_panel([other], n_genes=2).genes == ("BB", "CC")
     with pytest.raises(errors.GenePanelError, match="S1.*at least 4.*found 3.*MT.*fewer genes"):
         genes.select_panel([slide], n_genes=4)
+
+
+def test_a_panel_of_many_slides_holds_one_at_a_time():
+    held, most = weakref.WeakSet(), 0
+
+    def read():
+        nonlocal most
+        for seed, skip in enumerate((0, 3, 0, 40, 0)):
+            slide = tissue(seed, skip=skip)
+            held.add(slide)
+            most = max(most, len(held))
+            yield slide
+            del slide
+
+    panel = genes.select_panel(read(), n_genes=50)
+    assert most <= 2  # the one before is let go when the next is there
+    whole = [tissue(seed, skip=skip) for seed, skip in enumerate((0, 3, 0, 40, 0))]
+    assert panel == genes.select_panel(whole[::-1], n_genes=50)
 
 
 def test_panel_of_nothing():
