@@ -122,7 +122,11 @@ class Built:
 
 
 def build(
-    function: Callable[..., Any], given: tuple[Any, ...], *, clock: Clock = time.perf_counter
+    function: Callable[..., Any],
+    given: tuple[Any, ...],
+    *,
+    options: Mapping[str, Any] | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Built:
     """Returns a function compiled for these arguments.
 
@@ -130,6 +134,7 @@ def build(
       function: a plain function, which is compiled anew every time, or one under `jax.jit` with
         shardings or donations of its own, of which JAX remembers what it compiled before.
       given: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
+      options: of the compiler.
       clock: seconds; a test gives its own.
     """
     jitted: Any = function
@@ -139,7 +144,7 @@ def build(
     started = clock()
     lowered = jitted.lower(*given)
     middle = clock()
-    program = lowered.compile()
+    program = lowered.compile(compiler_options=dict(options) if options else None)
     ended = clock()
     return Built(
         program=program, lower=middle - started, compile=ended - middle, memory=_memory(program)

@@ -38,6 +38,7 @@ _SCATTERED = re.compile(r"^\s+ROOT %?[\w.\-]+ = (.*?) [\w\-]+\(")
 _CALLED = re.compile(r"(?:calls|to_apply|condition|body)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ENDED = re.compile(r" async-(?:update|done)\(")
+_STARTED = ("async-start", "call-start")  # the second on a TPU's other cores
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"\b([a-z]+)(\d+)?(?:e\d\w*)?\[([\d,]*)\]")
 
@@ -222,7 +223,7 @@ def communications(text: str) -> list[Communication]:
                     bytes=_bytes(shape, started=bool(one[3]), kind=one[2]),
                     calls=runs[part],
                     group=_group(line),
-                    overlapped=starts or bool(one[3]) or fused.get(part) == "async-start",
+                    overlapped=starts or bool(one[3]) or fused.get(part) in _STARTED,
                 )
             )
     return found
@@ -276,7 +277,7 @@ def _runs(
             called = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
                 called += [branch.strip().lstrip("%") for branch in branches.split(",")]
-            for operation in ("fusion", "async-start"):
+            for operation in ("fusion", *_STARTED):
                 if f" {operation}(" in line:
                     fused.update(dict.fromkeys(called, operation))
             for other in called:

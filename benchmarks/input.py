@@ -11,6 +11,7 @@ Records are made for the purpose: 8 variants of float16 embeddings, ``--conditio
     ram_ahead       the same through the view's iterator: one thread ahead
     reader          bytes of whole records at random, without decoding them
     reader_decoded  the same, decoded into arrays
+    tfds            the same by tfds's own reader and decoder
     stream          batches through grain's threads: reading, decoding, encoding
     put             a batch from the host to the devices
     put_numbers     row and variant numbers from the host to the devices
@@ -32,6 +33,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import roofs
+import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 from made_records import SLIDE, made_records
 
@@ -102,6 +104,8 @@ class Paths:
         self._ram, self._stream, self._device = view("ram"), view("stream"), view("device")
         self._schedule = pipeline.Schedule(n=self._ram.n, batch=batch, seed=0, variants=VARIANTS)
         self._reader = opened.source([SLIDE])
+        theirs: Any = tfds.builder_from_directory(opened.folders[SLIDE])
+        self._tfds = theirs.as_data_source(split=opened.slides[SLIDE].split)
         shards = sorted(str(path) for path in folder.rglob(f"*{builder.SHARD_MARK}*"))
         self._raw = array_record_data_source.ArrayRecordDataSource(shards)
         self._open: list[Iterator[Any]] = []
@@ -134,6 +138,11 @@ class Paths:
             "ram_ahead": (lambda i: take(ahead), rows * many, size * many),
             "reader": (raw, rows, record),
             "reader_decoded": (lambda i: self._reader.gather(schedule.rows(i)), rows, record),
+            "tfds": (
+                lambda i: self._tfds.__getitems__(list(map(int, schedule.rows(i)))),
+                rows,
+                record,
+            ),
             "stream": (lambda i: take(streamed), rows * many, size * many),
             "put": (lambda i: layout.put(host), rows, size),
             "put_numbers": (lambda i: layout.put(numbers), rows, _size(numbers)),

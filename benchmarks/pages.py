@@ -42,9 +42,10 @@ SCRIPTS = {
     "layouts": "layouts",
     "cohort": "cohort",
     "long_panels": "long_panels",
+    "pod": "pod_tables",
 }
 """What a result's name begins with -> the module in benchmarks/ that has its ``tables``."""
-COMPOSED = {"headline": ("peers", "frontier")}
+COMPOSED = {"headline": ("peers", "frontier"), "feeding": ("pod", "input")}
 """A module in benchmarks/ -> the results that its ``tables`` takes."""
 
 

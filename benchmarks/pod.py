@@ -65,7 +65,9 @@ class Size:
       fsdp: chips that share the weights, by kind of chip.
       split: chips that share the genes of a spot.
       rows: samples that such a group of chips works on at once, by kind of chip, in training.
-      drawn: profiles that a chip draws at once. A sampler holds all weights and whole spots.
+      drawn: profiles that a chip draws at once. A sampler holds all weights and whole spots. 0 is
+        none: it would be another size's.
+      options: of the compiler, in training.
     """
 
     file: str
@@ -75,7 +77,13 @@ class Size:
     split: int
     rows: dict[str, int]
     drawn: int
+    options: dict[str, bool] = dataclasses.field(default_factory=dict)
 
+
+OFFLOAD = {
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": True
+    for kind in ("all_gather", "reduce_scatter", "all_reduce")
+}
 
 SIZES = {
     "published": Size(
@@ -86,9 +94,20 @@ SIZES = {
         file="stem_large.py", genes=200, attention="flash", split=1, drawn=64,
         fsdp={"v5e": 8, "v5p": 8, "v6e": 8}, rows={"v5e": 128, "v5p": 512, "v6e": 256},
     ),
+    # The same with collectives left to the sparse cores, which v5e has not.
+    "large_offload": Size(
+        file="stem_large.py", genes=200, attention="flash", split=1, drawn=0,
+        fsdp={"v5e": 8, "v5p": 8, "v6e": 8}, rows={"v5e": 0, "v5p": 512, "v6e": 256},
+        options=OFFLOAD,
+    ),
     "10k_genes": Size(
         file="stem_10k_genes.py", genes=10_000, attention="splash", split=4, drawn=8,
         fsdp={"v5e": 1, "v5p": 1, "v6e": 1}, rows={"v5e": 16, "v5p": 64, "v6e": 32},
+    ),
+    # As many spots a chip, and whole: what splitting them costs.
+    "10k_genes_whole": Size(
+        file="stem_10k_genes.py", genes=10_000, attention="splash", split=1, drawn=0,
+        fsdp={"v5e": 1, "v5p": 1, "v6e": 1}, rows={"v5e": 4, "v5p": 16, "v6e": 8},
     ),
 }  # fmt: skip
 
@@ -207,7 +226,7 @@ def compile_row(row: Row, *, condition: int) -> dict[str, Any]:
     function, given = program(row, experiment, layout, condition)
     try:
         with layout.in_force():
-            built = harness.build(function, given)
+            built = harness.build(function, given, options=row.plan.options)
     except jax.errors.JaxRuntimeError as error:
         if (too_large := tpu.TOO_LARGE.search(str(error))) is None:
             raise
@@ -216,7 +235,7 @@ def compile_row(row: Row, *, condition: int) -> dict[str, Any]:
         raise RuntimeError("the TPU compiler did not say what memory its program needs")
     function, given = program(row, experiment, layout, condition)
     with tpu.without_blocks(), layout.in_force():
-        rest = harness.build(function, given)
+        rest = harness.build(function, given, options=row.plan.options)
     (bytes_once, seconds_once, unrated), (bytes_rest, seconds_rest, _) = (
         tpu.cost(each.program) for each in (built, rest)
     )
@@ -384,6 +403,8 @@ def main() -> None:
         found = {name_of(line): line for line in json.loads(args.json.read_text())["lines"]}
     for topology, size, name in itertools.product(args.topology, args.size, args.program):
         row = Row(size=size, program=name, topology=topology, depth=args.depth)
+        if not row.rows:
+            continue
         line = compile_apart(row, condition=args.condition, limit=args.limit)
         harness.emit(line)
         found[name_of(line)] = line

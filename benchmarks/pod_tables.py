@@ -1,4 +1,4 @@
-"""The tables of `benchmarks/pod.py`: what the compiler plans, a projection, and feeding."""
+"""The tables of `benchmarks/pod.py`: what the compiler plans, and a projection."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ PROJECTION = (
     "**A projection from it, by the ring model of `benchmarks/links.py`; nobody has run it on a "
     "TPU**"
 )
-FEEDING = (
-    "**What the projected update would take of its hosts** (rows as `stemjax train` hands them)"
-)
 SHORT = {"all-reduce": "sum", "reduce-scatter": "scatter", "all-gather": "gather",
          "collective-permute": "permute", "all-to-all": "all-to-all",
          "between-slices": "between slices"}  # fmt: skip
@@ -26,12 +23,10 @@ WORTH_NAMING = 1e5
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Returns the result as Markdown: the plan, the projection, and the feeding of updates."""
+    """Returns the result as Markdown: the plan and the projection."""
     lines = result["lines"]
     compiled = [line for line in lines if "projected" in line]
-    updates = [line for line in compiled if line["program"] == "train"]
-    parts = [PLAN, _plan(lines), PROJECTION, _projection(compiled), FEEDING, _feeding(updates)]
-    return "\n\n".join(parts)
+    return "\n\n".join([PLAN, _plan(lines), PROJECTION, _projection(compiled)])
 
 
 def _plan(lines: list[dict[str, Any]]) -> str:
@@ -88,23 +83,6 @@ def _projection(lines: list[dict[str, Any]]) -> str:
             f"{1e3 * step['step_s']:.1f}", f"{step['efficiency']:.1%}",
             f"{step['least_efficiency']:.1%}", f"{step['share_of_rating']:.0%}",
             f"{step['spots_s_chip']:,.4g}", f"{step['spots_s_chip'] * line['chips']:,.0f}",
-        ])  # fmt: skip
-    return samplers.markdown(head, cells)
-
-
-def _feeding(lines: list[dict[str, Any]]) -> str:
-    head = ["topology", "size", "chips a host", "spots/s a host", "numbers alone kB/s",
-            "handed over MB/s a chip", "handed over MB/s a host", "read from records MB/s a host",
-            "read in all GB/s"]  # fmt: skip
-    cells = []
-    for line in lines:
-        chip = line["projected"]["spots_s_chip"]
-        host, size = chip * line["chips_a_host"], line["row_bytes"]
-        cells.append([
-            line["topology"], line["size"], str(line["chips_a_host"]), f"{host:,.0f}",
-            f"{host * size['numbers'] / 1e3:.1f}", f"{chip * size['handed'] / 1e6:.1f}",
-            f"{host * size['handed'] / 1e6:.1f}", f"{host * size['stored'] / 1e6:.1f}",
-            f"{chip * line['chips'] * size['stored'] / 1e9:.2f}",
         ])  # fmt: skip
     return samplers.markdown(head, cells)
 

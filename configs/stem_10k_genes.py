@@ -2,8 +2,9 @@
 
 Command: stemjax train --config=configs/stem_10k_genes.py --workdir=runs/genes
   --config.data.records=DIR --config.data.test=SLIDE --config.data.val=SLIDE
-  for records of 10,000 genes (`stemjax prepare --n-genes 10000`). On one device:
-  --config.mesh.genes=1; on more: a divisor of the panel.
+  for records of 10,000 genes (`stemjax prepare --n-genes 10000`). Splitting spots is for few spots
+  at a time or small memories: where every device can have whole ones (--config.train.batch of at
+  least the devices), --config.mesh.genes=1 is faster. Else: a divisor of the panel.
 Expected: width 512, depth 12, 8 heads, 66 M weights at a 1536-wide embedding, 5.1 M of them the
   genes' own vectors. Nobody has trained it. The number of genes has to be a multiple of
   config.mesh.genes.

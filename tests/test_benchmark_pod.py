@@ -128,6 +128,20 @@ class TestCommunications:
         assert hlo.uncounted_loops(text) == 1
         assert hlo.communications(text)[0].calls == 1
 
+    def test_a_gather_on_the_sparse_cores_counts_once_and_is_overlapped(self, hlo):
+        called = PROGRAM[PROGRAM.index("%done (") : PROGRAM.index("%all-reduce-scatter.1")]
+        called = called.replace("%done (", "%called (").replace("channel_id=2", "channel_id=7")
+        called = called.replace("AsyncCollectiveDone", "Other")
+        lines = (
+            '  %g.start = ((), (), (s32[1]{0})) call-start(), async_execution_thread="sparsecore",'
+            " to_apply=%called\n"
+            "  %g.update = ((bf16[1,512,1024]{2,1,0})) call-update(%g.start, %w)\n"
+            "  %g.done = bf16[1,4096,1024]{2,1,0} call-done(%g.update)\n"
+        )
+        text = PROGRAM.replace("%body (", called + "%body (").replace("  %a = ", lines + "  %a = ")
+        gathers = [one for one in hlo.communications(text) if one.kind == "all-gather"]
+        assert [(one.calls, one.overlapped) for one in gathers] == [(6, True)] * 2
+
     def test_the_same_gather_outside_of_fusions_is_another_one(self, hlo):
         line = "  %again = bf16[1,4096,1024]{2,1,0} all-gather(%x), channel_id=2, dimensions={1}\n"
         text = PROGRAM.replace("  %send =", line + "  %send =")
@@ -216,3 +230,25 @@ def test_a_step_waits_for_what_is_not_overlapped(links):
     assert step.least_efficiency == pytest.approx(0.36 / 0.75)
     slow = links.Step(arithmetic=0.6, memory=1.0, overlapped=3.0, exposed=0.0)
     assert slow.total == 3.0
+
+
+def test_feeding_is_held_against_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import feeding
+
+    row = {
+        "topology": "v5e:2x4", "size": "published", "program": "train", "chips": 8,
+        "chips_a_host": 4, "mesh": {"data": 8, "fsdp": 1, "genes": 1},
+        "projected": {"spots_s_chip": 500.0},
+        "row_bytes": {"numbers": 8, "handed": 2000, "stored": 10_000},
+    }  # fmt: skip
+    wide = {**row, "size": "wide", "row_bytes": {**row["row_bytes"], "handed": 4000}}
+    paths = {"put_numbers": 2e6, "ram_ahead": 2e5, "stream": 1e3}
+    measured = {"cores": 2, "condition": 300, "genes": 100,
+                "lines": [{"path": k, "rows_per_s": v} for k, v in paths.items()]}  # fmt: skip
+    text = feeding.tables({"lines": [row, {**row, "program": "sampler"}, wide]}, measured)
+    # 2,000 spots/s a host of 10 kB each; two hosts; 10^7 x 10 kB over 8 chips are 12.5 GB.
+    assert "| published | 2 | 2,000 | 0.1% | 1.0% | 2.0 x | 20.0 | 0.04 | 12.50 |" in text
+    # Twice the bytes a row take RAM and files twice as long.
+    assert "| wide | 2 | 2,000 | 0.1% | 2.0% | 4.0 x |" in text
+    assert text.count("v5e:2x4") == 2

@@ -110,7 +110,8 @@ def test_paths_deliver_the_rows_that_they_are_said_to(scripts, made):
     paths = scripts.inputs.Paths(opened, folder, batch=8, many=3, transform="log2p1")
     found = paths.paths()
     whole = 8 * 4 * (CONDITION + 2 * GENES)
-    assert {name: entry[1:] for name, entry in found.items() if "reader" not in name} == {
+    read = ("reader", "reader_decoded", "tfds")
+    assert {name: entry[1:] for name, entry in found.items() if name not in read} == {
         "schedule": (8, 64),
         "ram": (8, whole),
         "ram_ahead": (24, 3 * whole),
@@ -131,6 +132,9 @@ def test_paths_deliver_the_rows_that_they_are_said_to(scripts, made):
     assert len(raw) == 8
     decoded = found["reader_decoded"][0](2)
     np.testing.assert_array_equal(decoded.counts, opened.load(["made"]).counts[schedule.rows(2)])
+    theirs = [spot["counts"] for spot in found["tfds"][0](2)]
+    np.testing.assert_array_equal(decoded.counts, theirs)
+    assert found["tfds"][1:] == found["reader_decoded"][1:]
     paths.close()
 
 
