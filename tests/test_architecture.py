@@ -41,7 +41,7 @@ ONLY_IN = {
     "matplotlib": ("stemjax.eval.plots",),
     "tensorflow_datasets": ("stemjax.data.records", "stemjax.data.builder"),
     "orbax": ("stemjax.train.checkpoint",),
-    "safetensors": ("stemjax.export.bundle",),
+    "safetensors": ("stemjax.export",),
     "rich": ("stemjax.terminal",),
     "scoringrules": ("stemjax.eval.metrics",),
     "jinja2": ("stemjax.eval.report",),

@@ -163,7 +163,7 @@ def test_what_is_in_the_way_stays(made, capsys, command, code, found):
 
 def test_a_damaged_bundle_is_named(made, tmp_path, capsys):
     assert run(made, [*EXPORT, "bundle", "-o", str(tmp_path / "copy")]) == 0
-    weights = tmp_path / "copy" / "weights.safetensors"
+    weights = tmp_path / "copy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     capsys.readouterr()
     command = ["export", str(tmp_path / "copy"), "--format", "torch", "-o", str(tmp_path / "x.pt")]
@@ -171,7 +171,7 @@ def test_a_damaged_bundle_is_named(made, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "error [SJ-X02]\n" in said
     assert f"{tmp_path / 'copy'} is damaged" in said
-    assert "weights.safetensors: sha256" in said
+    assert "model.safetensors: sha256" in said
     assert not (tmp_path / "x.pt").exists()
 
 

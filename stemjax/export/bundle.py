@@ -1,11 +1,16 @@
 """Bundles: a model as one directory of plain files, without the run that made it.
 
-    bundle.json           card (configuration, genes, space, encoder, split), step, weights
-    weights.safetensors   the parameters, named by their path: ``blocks/attn/qkv/kernel``
+    bundle.json           card (configuration, genes, space, encoder, split), step, weights, by what
+                          it was trained, errors on its validation slides
+    genes.txt             the genes in the order of its columns, one a line
+    model.safetensors     the parameters, named by their path: ``blocks/attn/qkv/kernel``; large
+                          models in several files (`tensors`)
+    golden.safetensors    inputs and what the model made of them, checked when it is opened
     calibration.json      calibrations of intervals, where the model has any
+    metrics.json          what `stemjax evaluate` said of it, where that is given
     SHA256SUMS.json       size and hash of these, checked before anything is used
 
-Only arrays and JSON: opening a bundle executes nothing that is in it.
+Only arrays and JSON: opening a bundle executes nothing that is in it, and needs no orbax.
 """
 
 from __future__ import annotations
@@ -13,19 +18,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import safetensors
 import safetensors.numpy
 
 from stemjax import errors
 from stemjax.data import integrity
-from stemjax.train import calibration, checkpoint
+from stemjax.export import golden, tensors
+from stemjax.train import calibration
+from stemjax.train.card import Card
+from stemjax.train.trained import Trained
 
-FORMAT = 1
-DESCRIPTION, WEIGHTS = "bundle.json", "weights.safetensors"
+FORMAT = 2
+DESCRIPTION, GENES, GOLDEN, SCORES = (
+    "bundle.json",
+    "genes.txt",
+    "golden.safetensors",
+    "metrics.json",
+)
+
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OSError)
 
 
 def is_bundle(path: str | pathlib.Path) -> bool:
@@ -33,13 +48,29 @@ def is_bundle(path: str | pathlib.Path) -> bool:
     return (pathlib.Path(path) / DESCRIPTION).is_file()
 
 
-def write(trained: checkpoint.Trained, path: str | pathlib.Path) -> None:
-    """Writes a bundle with its calibrations, whole or not at all; one that stands is replaced.
+def write(
+    trained: Trained,
+    path: str | pathlib.Path,
+    *,
+    dtype: str = "float32",
+    largest_file: int = tensors.LARGEST_FILE,
+) -> None:
+    """Writes a bundle, whole or not at all; one that stands is replaced.
+
+    Args:
+      trained: the model.
+      path: the folder to write.
+      dtype: ``float32``, or ``bfloat16`` for half the size and weights rounded to 8 bits.
+      largest_file: bytes of a file of weights, beyond which there are several.
 
     Raises:
-      BundleError: ``path`` is a file, or a folder that holds something else.
+      BundleError: ``path`` is a file, or a folder that holds something else; or the model computes
+        no finite numbers.
+      ConfigError: the type is neither.
     """
     path = pathlib.Path(path).resolve()  # "." has no name that another folder could take
+    if dtype not in tensors.DTYPES:
+        raise errors.ConfigError(f"weights of type {dtype!r}", expected=" or ".join(tensors.DTYPES))
     if found := _in_the_way(path):
         raise errors.BundleError(
             f"{path} is in the way",
@@ -47,36 +78,52 @@ def write(trained: checkpoint.Trained, path: str | pathlib.Path) -> None:
             found=found,
             fix="name another output",
         )
-    arrays = {
-        name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in _named(trained.params)
-    }
     description = {
         "format": FORMAT,
         "step": trained.step,
         "weights": trained.weights,
+        "dtype": dtype,
         "card": trained.card.to_json(),
+        "validation": trained.validation,
+        "runs": list(trained.runs),
     }
+    if dtype != "float32":
+        trained = dataclasses.replace(trained, params=_rounded(trained.params, dtype))
     with integrity.published_folder(path) as folder:
-        safetensors.numpy.save_file(arrays, folder / WEIGHTS)
-        (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner reads
+        tensors.write(tensors.named(trained.params), folder, dtype=dtype, largest=largest_file)
+        example = golden.make(trained)
+        safetensors.numpy.save_file(example, folder / GOLDEN)
+        (folder / GOLDEN).chmod(0o644)  # safetensors makes files that only their owner reads
         integrity.write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        integrity.write_text(
+            folder / GENES, "".join(f"{gene}\n" for gene in trained.card.space.genes)
+        )
         if trained.calibrations:
             calibration.write(trained.calibrations, folder / calibration.FILE)
+        if trained.scores is not None:
+            text = json.dumps(trained.scores, indent=1, allow_nan=False)
+            integrity.write_text(folder / SCORES, text + "\n")
         integrity.write_manifest(folder)
 
 
-def load(path: str | pathlib.Path) -> checkpoint.Trained:
+def load(path: str | pathlib.Path, *, verify: bool = True) -> Trained:
     """Returns the model of a bundle, every parameter's name and shape checked.
 
+    Args:
+      path: the bundle.
+      verify: compute its example and compare, which compiles the network (a second or so); hashes,
+        names and shapes are checked in any case.
+
     Raises:
-      BundleError: it is missing, incomplete or damaged, or of another format.
+      BundleError: it is missing, incomplete or damaged, of another format, or computes something
+        else than where it was written.
       CalibrationError: its calibrations cannot be used, or are of other weights.
       CheckpointMismatchError: the weights are of another network than the card says.
     """
     path = pathlib.Path(path)
     if not is_bundle(path):
         raise errors.BundleError(f"no bundle at {path}", expected=f"a folder with {DESCRIPTION}")
-    if wrong := integrity.damage(path):
+    if wrong := [*integrity.damage(path), *_strangers(path)]:
         raise errors.BundleError(
             f"bundle {path} is damaged", found="; ".join(wrong[:3]), fix="copy it again"
         )
@@ -88,25 +135,39 @@ def load(path: str | pathlib.Path) -> checkpoint.Trained:
                 f"bundle {path}: format",
                 expected=str(FORMAT),
                 found=repr(found),
-                fix="use the stemjax version that wrote it",
+                fix="export the model again, or use the stemjax version that wrote it",
             )
-        card = checkpoint.Card.from_json(description["card"])
-        step, weights = int(description["step"]), str(description["weights"])
-        arrays = safetensors.numpy.load_file(path / WEIGHTS)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OSError,
-        safetensors.SafetensorError,
-    ) as error:
+        card = Card.from_json(description["card"])
+        genes = tuple((path / GENES).read_text(encoding="utf-8").splitlines())
+        if genes != card.space.genes:
+            raise errors.BundleError(
+                f"bundle {path}: {GENES}",
+                expected=f"the {len(card.space.genes)} genes of {DESCRIPTION} in their order",
+                found=_first_difference(genes, card.space.genes),
+                fix="copy it again: columns of predictions would get other names",
+            )
+        scores = None
+        if (path / SCORES).is_file():
+            scores = dict(json.loads((path / SCORES).read_text(encoding="utf-8")))
+        dtype = description["dtype"]
+        if dtype not in tensors.DTYPES:
+            raise ValueError(f"dtype {dtype!r}")
+        trained = Trained(
+            params=_fitted(path, card, dtype),
+            card=card,
+            step=int(description["step"]),
+            weights=str(description["weights"]),
+            validation=_mapping(description["validation"]),
+            runs=tuple(dict(run) for run in description["runs"]),
+            scores=scores,
+        )
+        example = safetensors.numpy.load_file(path / GOLDEN)
+    except (*_UNREADABLE, safetensors.SafetensorError) as error:
         raise errors.BundleError(
             f"bundle {path} cannot be read ({type(error).__name__}: {error})", fix="copy it again"
         ) from error
-    trained = checkpoint.Trained(
-        params=_fitted(arrays, card, path), card=card, step=step, weights=weights
-    )
+    if verify:
+        golden.require_same(trained, example, f"bundle {path}")
     stored = calibration.read(path / calibration.FILE)
     found = trained.with_calibrations(stored)
     if len(found.calibrations) < len(stored):
@@ -119,22 +180,27 @@ def load(path: str | pathlib.Path) -> checkpoint.Trained:
     return found
 
 
-def open_model(path: str | pathlib.Path, *, weights: str = "auto") -> checkpoint.Trained:
+def open_model(path: str | pathlib.Path, *, weights: str = "auto", verify: bool = True) -> Trained:
     """Returns the model of a bundle or of a run's workdir.
 
     Args:
       path: a bundle, or a folder that `stemjax train` wrote.
       weights: ``best``, ``last`` or ``auto``, for a workdir; a bundle has one set.
+      verify: as `load`.
 
     Raises:
       BundleError, CheckpointError: there is none, or it is damaged.
       CalibrationError: its calibrations are damaged.
     """
-    return load(path) if is_bundle(path) else checkpoint.load(path, weights=weights)
+    if is_bundle(path):
+        return load(path, verify=verify)
+    from stemjax.train import checkpoint  # orbax, which a bundle does without
+
+    return checkpoint.load(path, weights=weights)
 
 
 def add_calibration(
-    trained: checkpoint.Trained, new: calibration.Calibration, path: str | pathlib.Path
+    trained: Trained, new: calibration.Calibration, path: str | pathlib.Path
 ) -> pathlib.Path:
     """Stores a calibration with the model that `open_model` read there; returns the file.
 
@@ -148,10 +214,39 @@ def add_calibration(
     file = path / calibration.FILE
     if is_bundle(path):
         kept = calibration.replace(trained.calibrations, new)
-        write(dataclasses.replace(trained, calibrations=kept), path)
+        dtype = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["dtype"]
+        write(dataclasses.replace(trained, calibrations=kept), path, dtype=dtype)
     else:
         calibration.write(calibration.replace(calibration.read(file), new), file)
     return file
+
+
+def with_scores(trained: Trained, scores: Mapping[str, Any], where: str) -> Trained:
+    """Returns the model with what `stemjax evaluate` said of it.
+
+    Args:
+      trained: the model.
+      scores: what ``metrics.json`` holds.
+      where: the file, for the message.
+
+    Raises:
+      BundleError: they are of other weights, or of slides that are no test of these.
+    """
+    said = {name: scores.get(name) for name in ("checkpoint_step", "weights")}
+    ours = {"checkpoint_step": trained.step, "weights": trained.weights}
+    if said != ours:
+        raise errors.BundleError(
+            f"{where}", expected=f"scores of these weights, {ours}", found=str(said),
+            fix="evaluate predictions of this model",
+        )  # fmt: skip
+    kept = ("slides", "rows", "intervals", "notes", "mode", "value_space", "sampler", "steps",
+            "n_draws", "checkpoint_step", "weights", "stemjax_version")  # fmt: skip
+    found = {name: scores[name] for name in kept if name in scores}
+    found["slides"] = [
+        {name: slide.get(name) for name in ("slide", "patient", "split_kind", "split", "spots")}
+        for slide in scores.get("slides", ())
+    ]
+    return dataclasses.replace(trained, scores=found)
 
 
 def _in_the_way(path: pathlib.Path) -> str:
@@ -159,30 +254,43 @@ def _in_the_way(path: pathlib.Path) -> str:
     if not path.is_dir():
         return "a file" if path.exists() else ""
     inside = {file.name for file in path.iterdir()}
-    others = inside - {DESCRIPTION, WEIGHTS, calibration.FILE, integrity.MANIFEST}
+    others = {name for name in inside if not _is_ours(name)}
     if inside and (others or DESCRIPTION not in inside):
         return f"a folder with other files ({sorted(others or inside)[0]})"
     return ""
 
 
-def _named(params: Any) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]
+def _is_ours(name: str) -> bool:
+    files = (DESCRIPTION, GENES, GOLDEN, SCORES, calibration.FILE, integrity.MANIFEST)
+    return name in files or tensors.is_weights(name)
 
 
-def _fitted(arrays: dict[str, np.ndarray], card: checkpoint.Card, path: pathlib.Path) -> Any:
-    """Returns the arrays as the tree that the card's network wants."""
+def _strangers(path: pathlib.Path) -> list[str]:
+    """Files that no bundle has: "NAME: what"."""
+    names = sorted(file.name for file in path.iterdir())
+    return [f"{name}: no file of a bundle" for name in names if not _is_ours(name)]
+
+
+def _first_difference(found: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    if len(found) != len(wanted):
+        return f"{len(found)} genes"
+    at = next(i for i, (ours, theirs) in enumerate(zip(found, wanted)) if ours != theirs)
+    return f"{found[at]!r} where {wanted[at]!r} is, number {at + 1}"
+
+
+def _mapping(found: Any) -> dict[str, Any] | None:
+    return None if found is None else dict(found)
+
+
+def _rounded(params: Any, dtype: str) -> Any:
+    kind = tensors.DTYPES[dtype]
+    return jax.tree.map(lambda leaf: leaf.astype(kind).astype(leaf.dtype), params)
+
+
+def _fitted(path: pathlib.Path, card: Card, dtype: str) -> Any:
+    """Returns the weights as the tree that the card's network wants."""
     wanted = jax.eval_shape(card.task.init, jax.random.key(0))
-    names = dict(_named(wanted))
-    for name in sorted(names.keys() | arrays.keys()):
-        ours, theirs = names.get(name), arrays.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            raise errors.CheckpointMismatchError(
-                f"bundle {path}: parameter {name}",
-                expected="none" if ours is None else f"shape {ours.shape}",
-                found="none" if theirs is None else f"shape {theirs.shape}",
-            )
+    names = tensors.named(wanted)
+    arrays = tensors.read(path, {name: leaf.shape for name, leaf in names.items()}, dtype=dtype)
     leaves = [jax.numpy.asarray(arrays[name]) for name in names]
     return jax.tree.unflatten(jax.tree.structure(wanted), leaves)

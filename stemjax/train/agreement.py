@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.metadata
 import pathlib
@@ -11,6 +10,7 @@ import stemjax
 from stemjax import config
 from stemjax.data import records
 from stemjax.train import checkpoint
+from stemjax.train.runs import code_digest
 
 _OF_A_MACHINE = {"data": ("records", "manifest")}
 """Where files lie may differ from machine to machine; what they hold may not."""
@@ -48,16 +48,6 @@ def facts(
         "workdir": str(workdir.absolute()),
         "start": "" if start is None else repr(start.identity),
     }
-
-
-@functools.cache
-def code_digest() -> str:
-    """Returns a digest of the package's source files."""
-    root = pathlib.Path(stemjax.__file__).parent
-    found = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:16]
 
 
 def _digest(content: bytes) -> str:

@@ -18,16 +18,17 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from stemjax import config, distributed, errors, mesh
-from stemjax.train import calibration
+from stemjax.train import calibration, runs
 from stemjax.train import state as states
 from stemjax.train.card import Card
+from stemjax.train.trained import Trained
 from stemjax.typing import Params
 
 # What may change between the parts of a run, since no weight depends on it. Where the records and
@@ -202,43 +203,6 @@ def _is_abstract(tree: Any) -> bool:
     return all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
-    """Weights that predict, and what they mean.
-
-    Attributes:
-      params: the EMA.
-      card: configuration, space, encoder contract and split.
-      step: updates behind the weights.
-      weights: ``best`` or ``last``.
-      calibrations: what makes intervals of predictions, one for each way of sampling.
-    """
-
-    params: Params
-    card: Card
-    step: int
-    weights: str
-    calibrations: tuple[calibration.Calibration, ...] = ()
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Which weights these are, in plain values."""
-        digest = config.digest(self.card.experiment)
-        return {"config": digest, "step": self.step, "weights": self.weights}
-
-    def with_calibrations(self, stored: Sequence[calibration.Calibration]) -> Trained:
-        """Returns the model with those of some calibrations that belong to its weights.
-
-        Raises:
-          CalibrationError: one that claims to belong has other genes or another value space.
-        """
-        space = self.card.space
-        own = calibration.of_weights(
-            stored, self.identity, genes=space.genes, value_space=space.transform
-        )
-        return dataclasses.replace(self, calibrations=own)
-
-
 @contextlib.contextmanager
 def _opened(folder: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
     manager = _manager(folder, keep=None)
@@ -278,6 +242,7 @@ def load(workdir: str | pathlib.Path, *, weights: str = "auto") -> Trained:
                 raise
             except Exception as error:
                 raise _damaged(folder / str(step), error) from error
+            trained = dataclasses.replace(trained, runs=runs.read(workdir, until=trained.step))
             return trained.with_calibrations(calibration.read(workdir / calibration.FILE))
     raise errors.CheckpointError(
         f"no {'' if weights == 'auto' else weights + ' '}checkpoint in {workdir}",
@@ -292,10 +257,14 @@ def _read(manager: ocp.CheckpointManager, step: int, *, best: bool) -> Trained:
     values = manager.restore(step, args=ocp.args.Composite(card=ocp.args.JsonRestore()))["card"]
     card = Card.from_json(values)
     task, layout = card.task, mesh.make_layout(jax.local_devices()[:1])
+    validation = None
     if best:
         abstract = _abstract(jax.eval_shape(task.init, jax.random.key(0)), layout)
-        args = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract))
-        params = manager.restore(step, args=args)["ema"]
+        args = ocp.args.Composite(
+            ema=ocp.args.StandardRestore(abstract), metrics=ocp.args.JsonRestore()
+        )
+        found = manager.restore(step, args=args)
+        params, validation = found["ema"], found["metrics"]
     else:
         optimizer = states.make_optimizer(card.experiment.optim, card.experiment.train.steps)
         like = jax.eval_shape(
@@ -303,4 +272,10 @@ def _read(manager: ocp.CheckpointManager, step: int, *, best: bool) -> Trained:
         )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like, layout)))
         params = manager.restore(step, args=args)["state"].ema
-    return Trained(params=params, card=card, step=step, weights="best" if best else "last")
+    return Trained(
+        params=params,
+        card=card,
+        step=step,
+        weights="best" if best else "last",
+        validation=validation,
+    )

@@ -19,7 +19,7 @@ import optax
 from stemjax import config, distributed, errors, mesh, tasks
 from stemjax.data import records
 from stemjax.eval import metrics as scores
-from stemjax.train import agreement, checkpoint, dispatch, spot_inputs, writers
+from stemjax.train import agreement, checkpoint, dispatch, runs, spot_inputs, writers
 from stemjax.train import journal as journals
 from stemjax.train import material as material_lib
 from stemjax.train import origin as origins
@@ -149,6 +149,8 @@ def train(
             shown = [*files, *(outputs if distributed.is_first() else ())]
             journal = journals.Journal(shown, experiment.train, checkpoints.latest)
             last = min(experiment.train.steps, stop_at or experiment.train.steps)
+            if int(state.step) < last and distributed.is_first():
+                runs.note(workdir, int(state.step), layout)
             teacher = _teacher(experiment, origin) if int(state.step) < last else None
             programs = _programs(material, optimizer, layout, journal, teacher)
             return _loop(material, programs, checkpoints, state, journal, last)

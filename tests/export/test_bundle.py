@@ -17,7 +17,7 @@ from stemjax.data import embeddings, integrity, space, transforms
 from stemjax.export import bundle, published
 from stemjax.train import calibration, checkpoint
 
-FILES = ["SHA256SUMS.json", "bundle.json", "weights.safetensors"]
+FILES = ["SHA256SUMS.json", "bundle.json", "genes.txt", "golden.safetensors", "model.safetensors"]
 GENES = tuple(f"G{i}" for i in range(5))
 
 
@@ -87,7 +87,7 @@ def rewrite(path, change):
 def test_what_is_written_comes_back_to_the_last_bit(path, trained):
     assert sorted(os.listdir(path)) == FILES
     assert_same(bundle.load(path), trained)
-    weights = safetensors.numpy.load_file(path / "weights.safetensors")
+    weights = safetensors.numpy.load_file(path / "model.safetensors")
     qkv = trained.params["blocks"]["attn"]["qkv"]["kernel"]
     np.testing.assert_array_equal(weights["blocks/attn/qkv/kernel"], qkv)
     assert len(weights) == len(jax.tree.leaves(trained.params))
@@ -112,7 +112,7 @@ def test_an_imported_checkpoint_goes_through_a_bundle_unchanged(tmp_path):
         ("file", "a file"),
         ("stranger", "notes.txt"),
         ("bundle with notes", "notes.txt"),
-        ("weights of others", "weights.safetensors"),
+        ("weights of others", "model.safetensors"),
     ],
 )
 def test_what_is_no_bundle_is_not_replaced(tmp_path, trained, name, found):
@@ -174,7 +174,7 @@ def test_damage_is_named(path, name, kind):
 
 
 BAD = {
-    "format": (lambda v: v.update(format=2), errors.BundleError, "expected 1, found 2"),
+    "format": (lambda v: v.update(format=1), errors.BundleError, "expected 2, found 1"),
     "no format": (lambda v: v.pop("format") and None, errors.BundleError, "KeyError: 'format'"),
     "format of the card": (
         lambda v: v["card"].update(format=7),
@@ -194,6 +194,8 @@ BAD = {
     "list": (lambda v: [v], errors.BundleError, "cannot be read"),
     "card is a list": (lambda v: v.update(card=[1]), errors.BundleError, "cannot be read"),
     "card is null": (lambda v: v.update(card=None), errors.BundleError, "cannot be read"),
+    "dtype": (lambda v: v.update(dtype="int8"), errors.BundleError, "dtype 'int8'"),
+    "runs are numbers": (lambda v: v.update(runs=[1]), errors.BundleError, "cannot be read"),
     "step is text": (lambda v: v.update(step="last"), errors.BundleError, "cannot be read"),
 }
 
@@ -208,7 +210,7 @@ def test_a_description_that_makes_no_sense_is_refused(path, name):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["bundle.json", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["bundle.json", "golden.safetensors", "model.safetensors"])
 def test_files_of_another_kind_are_refused(path, name):
     (path / name).write_bytes(b"not of this kind")
     integrity.write_manifest(path)
@@ -228,19 +230,20 @@ def test_a_card_of_another_network_is_refused_by_the_parameter(path, key, value,
     rewrite(path, lambda v: v["card"]["experiment"]["model"].update({key: value}))
     with pytest.raises(errors.CheckpointMismatchError) as caught:
         bundle.load(path)
-    found = safetensors.numpy.load_file(path / "weights.safetensors")[name].shape
+    found = safetensors.numpy.load_file(path / "model.safetensors")[name].shape
     assert caught.value.code == "SJ-K02"
-    assert caught.value.what == f"bundle {path}: parameter {name}"
-    assert (caught.value.expected, caught.value.found) == (expected, f"shape {found}")
+    assert caught.value.what == f"{path}: parameter {name}"
+    wanted = f"{expected}, float32", f"shape {found}, float32"
+    assert (caught.value.expected, caught.value.found) == wanted
 
 
 @pytest.mark.parametrize("kind", ["missing", "extra"])
 def test_parameters_missing_and_extra_are_named(path, kind):
-    arrays = safetensors.numpy.load_file(path / "weights.safetensors")
+    arrays = safetensors.numpy.load_file(path / "model.safetensors")
     qkv = arrays.pop("blocks/attn/qkv/bias")
     if kind == "extra":
         arrays |= {"blocks/attn/qkv/bias": qkv, "blocks/attn/qkv/scale": qkv}
-    safetensors.numpy.save_file(arrays, path / "weights.safetensors")
+    safetensors.numpy.save_file(arrays, path / "model.safetensors")
     integrity.write_manifest(path)
     name = "blocks/attn/qkv/" + {"missing": "bias", "extra": "scale"}[kind]
     with pytest.raises(errors.CheckpointMismatchError, match=f"parameter {name}: ") as caught:
@@ -342,7 +345,7 @@ def test_calibrations_go_with_a_bundle_and_are_replaced_one_by_one(path, trained
         file = bundle.add_calibration(opened, calibrate(trained, mode, width), path)
         assert file == path / "calibration.json"
     assert sorted(os.listdir(path)) == sorted([*FILES, "calibration.json"])
-    for name in ("bundle.json", "weights.safetensors"):
+    for name in ("bundle.json", "model.safetensors"):
         assert (path / name).read_bytes() == before[name]
     found = bundle.load(path)
     assert_same(found, trained)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stemjax import errors, mesh
-from stemjax.train import checkpoint, loop
+from stemjax.train import checkpoint, loop, runs
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,22 @@ def test_a_stale_partial_save_is_ignored(workdir, tmp_path):
     shutil.copytree(workdir, copy)
     (copy / "checkpoints" / "18.orbax-checkpoint-tmp").mkdir()
     assert checkpoint.load(copy, weights="last").step == 12
+
+
+def test_a_model_knows_where_it_was_trained(tmp_path, toy_records, toy_experiment):
+    one = mesh.make_layout(jax.devices()[:1])
+    loop.train(toy_experiment, toy_records, tmp_path / "run", layout=one, stop_at=6)
+    with (tmp_path / "run" / "runs.jsonl").open("a") as file:
+        file.write('{"from_step": \n')  # killed while writing
+    two = mesh.make_layout(jax.devices()[:2])
+    loop.train(toy_experiment, toy_records, tmp_path / "run", layout=two)
+    loop.train(toy_experiment, toy_records, tmp_path / "run", layout=two)  # nothing left to do
+    last = checkpoint.load(tmp_path / "run", weights="last")
+    assert [(run["from_step"], run["devices"]) for run in last.runs] == [(0, 1), (6, 2)]
+    assert last.runs[0]["platform"] == "cpu"
+    assert last.validation is None
+    best = checkpoint.load(tmp_path / "run", weights="best")
+    assert best.validation is not None
+    assert best.validation["step"] == best.step
+    # Weights of before the second start know nothing of it.
+    assert len(runs.read(tmp_path / "run", until=6)) == 1
