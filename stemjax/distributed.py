@@ -8,11 +8,13 @@ make sure that all of them are about to do the same, and to exchange numbers of 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import importlib.util
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -27,6 +29,7 @@ WAIT_S = 300
 
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _MPI_COUNT, _MPI_INDEX = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"
+_log = logging.getLogger(__name__)
 _TPU_CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
@@ -136,6 +139,75 @@ def gather(values: np.ndarray) -> np.ndarray:
     return np.frombuffer(every.tobytes(), values.dtype).reshape(-1, *values.shape)
 
 
+def gather_bytes(mine: bytes) -> list[bytes]:
+    """Returns the bytes of every process, of any length each, on every process.
+
+    Args:
+      mine: those of this process; it may have none.
+    """
+    if jax.process_count() == 1:
+        return [mine]
+    lengths = gather(np.asarray([len(mine)], np.int64))[:, 0]
+    padded = np.zeros(max(1, lengths.max()), np.uint8)  # nothing at all cannot be exchanged
+    padded[: len(mine)] = np.frombuffer(mine, np.uint8)
+    return [row[:n].tobytes() for row, n in zip(gather(padded), lengths, strict=True)]
+
+
+def dealt(count: int) -> range:
+    """Returns which of so many things are this process's: numbers i, i + n, ... of n processes."""
+    return range(jax.process_index(), count, jax.process_count())
+
+
+def gather_dealt_bytes(mine: Iterable[bytes], count: int) -> Iterator[bytes]:
+    """Yields the bytes that `dealt` things came to, in the order of the things, on every process.
+
+    One thing of every process goes through all of them at a time. All have to take the last.
+
+    Args:
+      mine: those of this process's things, in order.
+      count: things in all.
+    """
+    given = iter(mine)
+    for first in range(0, count, jax.process_count()):
+        yield from gather_bytes(next(given, b""))[: count - first]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends a piece of work on all processes alike: where one failed, none goes on.
+
+    All processes wait at the end of the block for each other, so that one that fails leaves no
+    other waiting for what it will never give. Nothing in the block may itself wait for others.
+
+    Raises:
+      DisagreementError: on a process whose block succeeded while another's failed; quotes that
+        one's error. Where the block failed its own error is raised.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    own, said = None, ""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others have to hear of it
+        own, code = error, getattr(error, "code", type(error).__name__)
+        said = f"[{code}] {str(error).rstrip('.')}"
+        said = ", ".join([said, *getattr(error, "__notes__", ())])
+        # Said at once: the others may be at work for long.
+        _log.warning("process %d failed and waits for the others: %s", jax.process_index(), said)
+    every = [text.decode(errors="replace") for text in gather_bytes(said.encode())]
+    if own is not None:
+        raise own
+    found = [f"process {i}: {text}" for i, text in enumerate(every) if text]
+    if found:
+        raise errors.DisagreementError(
+            f"{len(found)} of {len(every)} processes of this run failed",
+            expected="all to succeed",
+            found=_listing(found),
+            fix="Mend that, and start all processes again",
+        )
+
+
 def gather_dealt(mine: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     """Returns arrays that were dealt out one by one over the processes, in their order.
 
@@ -232,13 +304,17 @@ def require_agreement(facts: Mapping[str, str]) -> None:
 
 
 def _disagree(found: Sequence[str]) -> errors.DisagreementError:
-    more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     return errors.DisagreementError(
         f"{jax.process_count()} processes were started as one run and would not do the same",
         expected="one configuration, version, seed and set of records on all",
-        found="; ".join(found[:_LISTED]) + more,
+        found=_listing(found),
         fix="Start all processes with the same command, code and files",
     )
+
+
+def _listing(found: Sequence[str]) -> str:
+    more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return "; ".join(found[:_LISTED]) + more
 
 
 _TOLD, _LISTED = 80, 8

@@ -130,6 +130,90 @@ def test_dealt_arrays_come_back_in_order(monkeypatch):
     np.testing.assert_array_equal(distributed.gather_dealt(dealt[1::2], 5), dealt)
 
 
+def test_bytes_of_any_length_come_back_whole(monkeypatch):
+    each = [b"", bytes(range(256)) * 3, b"\0\0"]
+    monkeypatch.setattr(jax, "process_count", lambda: len(each))
+    for mine in each:
+        given = []
+
+        def gather(values, mine=mine, given=given):
+            given.append(values)
+            if len(given) == 1:
+                return np.asarray([[len(one)] for one in each])
+            others = [np.frombuffer(one.ljust(768, b"\0"), np.uint8) for one in each]
+            others[each.index(mine)] = values
+            return np.stack(others)
+
+        monkeypatch.setattr(distributed, "gather", gather)
+        assert distributed.gather_bytes(mine) == each
+        assert given[0] == len(mine)
+
+
+@pytest.mark.parametrize(("count", "processes"), [(5, 2), (4, 2), (2, 3), (3, 1), (0, 2)])
+def test_dealt_bytes_come_back_in_order(monkeypatch, count, processes):
+    things = [b"thing %d" % number for number in range(count)]
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    shares = []
+    for index in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shares.append([things[number] for number in distributed.dealt(count)])
+    assert sorted(sum(shares, [])) == things
+    for share in shares:
+        turn, given = iter(range(count)), []
+
+        def gather_bytes(mine, turn=turn, given=given):
+            number = next(turn)
+            given.append(mine)
+            return [dict(enumerate(one)).get(number, b"") for one in shares]
+
+        monkeypatch.setattr(distributed, "gather_bytes", gather_bytes)
+        assert list(distributed.gather_dealt_bytes(iter(share), count)) == things
+        # Who has nothing left takes part all the same.
+        assert given == [*share, *[b""] * (-(-count // processes) - len(share))]
+
+
+def run_together(monkeypatch, mine, others):
+    """The error of a block that fails as ``mine`` says beside others; what it has told them."""
+    told = []
+    monkeypatch.setattr(jax, "process_count", lambda: 1 + len(others))
+    monkeypatch.setattr(
+        distributed, "gather_bytes", lambda said: told.append(said) or [said, *others]
+    )
+    try:
+        with distributed.together():
+            if mine is not None:
+                raise mine
+    except Exception as error:  # noqa: BLE001 - any may be planted
+        return error, told
+    return None, told
+
+
+def test_where_one_failed_no_process_goes_on(monkeypatch, caplog):
+    assert run_together(monkeypatch, None, [b"", b""]) == (None, [b""])
+    assert caplog.text == ""
+    found, _ = run_together(monkeypatch, None, [b"", b"[SJ-E01] b.h5ad holds a NaN"])
+    assert isinstance(found, errors.DisagreementError)
+    assert "1 of 3 processes of this run failed" in str(found)
+    assert "process 2: [SJ-E01] b.h5ad holds a NaN" in str(found)
+    own = errors.PredictionError("a.h5ad", fix="predict again")
+    own.add_note("while evaluating a.h5ad")
+    found, told = run_together(monkeypatch, own, [b"[SJ-E01] b.h5ad holds a NaN"])
+    assert found is own
+    assert told == [b"[SJ-E01] a.h5ad. predict again, while evaluating a.h5ad"]
+    assert "process 0 failed and waits for the others: [SJ-E01] a.h5ad." in caplog.text
+    found, told = run_together(monkeypatch, MemoryError("no more"), [b""])
+    assert isinstance(found, MemoryError)
+    assert told == [b"[MemoryError] no more"]
+
+
+def test_one_process_fails_as_it_would(monkeypatch):
+    monkeypatch.setattr(distributed, "gather_bytes", lambda _: pytest.fail("asked the others"))
+    with pytest.raises(ValueError, match="mine"), distributed.together():
+        raise ValueError("mine")
+    with distributed.together():
+        pass
+
+
 def test_one_process_has_nobody_to_agree_with():
     distributed.require_agreement({"config.seed": "1"})
     values = np.asarray([1 / 3], np.float64)

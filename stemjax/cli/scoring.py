@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stemjax import errors, names
-
-if TYPE_CHECKING:
-    import anndata
 
 
 def add_flags(parser: argparse.ArgumentParser, *, truth_required: bool) -> None:
@@ -92,17 +89,22 @@ def left_out(args: argparse.Namespace) -> list[str]:
 
 def evaluation(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of `stemjax.eval.evaluate.evaluate_all` that the flags say."""
+    from stemjax.eval import joining
+
+    require_one_slide(args)
+    read = [joining.read(path) for path in args.predictions]
+    given = compared(args).items()
+    compare = {name: [joining.read(path) for path in paths] for name, paths in given}
+    return {"predictions": read, "compare": compare, **scored(args)}
+
+
+def scored(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the flags say of the truth and of how to score, whatever is predicted."""
     from stemjax.eval import joining, truth
 
-    if args.slide is not None and len(args.predictions) > 1:
-        raise errors.PredictionError(
-            "--slide names one slide", expected="one prediction", found=str(len(args.predictions))
-        )
     train = None if args.train is None else tuple(names.split_names(args.train))
     return {
-        "predictions": [joining.read(path) for path in args.predictions],
         "source": truth.open_truth(args.truth),
-        "compare": dict(_compared(item) for item in args.compare),
         "resamples": args.resamples,
         "seed": args.seed,
         "foreign": joining.Foreign(
@@ -112,12 +114,30 @@ def evaluation(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _compared(item: str) -> tuple[str, list[anndata.AnnData]]:
-    from stemjax.eval import joining
+def require_one_slide(args: argparse.Namespace) -> None:
+    """Checks that ``--slide`` has one prediction beside it.
 
-    name, _, files = item.partition("=")
-    if not name or not files:
+    Raises:
+      PredictionError: it has several.
+    """
+    if args.slide is not None and len(args.predictions) > 1:
         raise errors.PredictionError(
-            f"--compare {item}", expected="NAME=FILE", fix="write, say, --compare mlp=mlp.h5ad"
+            "--slide names one slide", expected="one prediction", found=str(len(args.predictions))
         )
-    return name, [joining.read(pathlib.Path(file)) for file in names.split_names(files)]
+
+
+def compared(args: argparse.Namespace) -> dict[str, list[pathlib.Path]]:
+    """Returns the files of further predictions by row name.
+
+    Raises:
+      PredictionError: a ``--compare`` is not NAME=FILE.
+    """
+    found = {}
+    for item in args.compare:
+        name, _, files = item.partition("=")
+        if not name or not files:
+            raise errors.PredictionError(
+                f"--compare {item}", expected="NAME=FILE", fix="write, say, --compare mlp=mlp.h5ad"
+            )
+        found[name] = [pathlib.Path(file) for file in names.split_names(files)]
+    return found

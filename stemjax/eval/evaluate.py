@@ -16,16 +16,14 @@ import numpy as np
 
 from stemjax import errors
 from stemjax.data import records as spot_records
-from stemjax.eval import alerts, combine, joining, metrics, mismatch, plain, scoring, slide_rows
+from stemjax.eval import alerts, combine, joining, plain, scoring, slide_results, slide_rows
 from stemjax.eval import truth as truths
 
 if TYPE_CHECKING:
     import anndata
 
 FORMAT = 2
-# What the result repeats of the prediction's own account.
-_CARRIED = ("mode", "value_space", "sampler", "steps", "n_draws", "antithetic", "seed")
-_CARRIED += ("evaluations_per_spot", "checkpoint_step", "weights", "stemjax_version")
+_WORST_FIRST = ("error", "warning", "note")
 
 
 def evaluate(
@@ -71,7 +69,17 @@ def evaluate_all(
     compare: Mapping[str, anndata.AnnData | Sequence[anndata.AnnData]] | None = None,
     **options: Any,
 ) -> list[tuple[anndata.AnnData, slide_rows.Evaluated]]:
-    """Each prediction with its slide's rows; arguments and errors as `evaluate`."""
+    """Each prediction with its slide's rows.
+
+    Args:
+      predictions: as `evaluate`, and so are the others.
+      source: must hold the slides.
+      compare: further predictions.
+      options: further arguments of `slide_rows.evaluate_slide`.
+
+    Raises:
+      PredictionError: as `evaluate`.
+    """
     if not isinstance(source, truths.Source):
         source = truths.of_records(source)
     alone = _listed(predictions)
@@ -79,24 +87,26 @@ def evaluate_all(
     for i, prediction in enumerate(alone):
         others = {name: _listed(given) for name, given in (compare or {}).items()}
         for name, given in others.items():
-            if len(given) != len(alone):
-                raise errors.PredictionError(
-                    f"compare {name}",
-                    expected=f"{len(alone)} predictions, one for each slide",
-                    found=str(len(given)),
-                )
+            require_one_each(name, given, len(alone))
         here = {name: given[i] for name, given in others.items()}
         found.append(
             (prediction, slide_rows.evaluate_slide(prediction, source, compare=here, **options))
         )
-    slides = [one.joined.slide for _, one in found]
-    if twice := sorted({slide for slide in slides if slides.count(slide) > 1}):
-        raise errors.PredictionError(
-            f"slide {twice[0]} is predicted more than once",
-            expected="one prediction a slide",
-            fix="give a second prediction of it as --compare NAME=FILE",
-        )
     return found
+
+
+def require_one_each(row: str, given: Sequence[object], slides: int) -> None:
+    """Checks that a row to compare has one prediction of each slide.
+
+    Raises:
+      PredictionError: it has not.
+    """
+    if len(given) != slides:
+        raise errors.PredictionError(
+            f"compare {row}",
+            expected=f"{slides} predictions, one for each slide",
+            found=str(len(given)),
+        )
 
 
 def _listed(given: anndata.AnnData | Sequence[anndata.AnnData]) -> list[anndata.AnnData]:
@@ -106,31 +116,55 @@ def _listed(given: anndata.AnnData | Sequence[anndata.AnnData]) -> list[anndata.
 def summarise(
     each: Sequence[tuple[anndata.AnnData, slide_rows.Evaluated]], *, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The evaluated slides as one table of plain values.
+    """The evaluated slides as one table of plain values; returns as `tabulate`.
+
+    Args:
+      each: what `evaluate_all` returns.
+      resamples: as it was given them, and so is the seed.
+      seed: of the resamples.
+    """
+    found = [
+        slide_results.of_slide(prediction, one, resamples=resamples, seed=seed)
+        for prediction, one in each
+    ]
+    return tabulate(found, resamples=resamples, seed=seed)
+
+
+def tabulate(
+    each: Sequence[slide_results.SlideResult], *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The results of slides as one table of plain values.
 
     Returns:
       ``rows``: name, source, ``scores`` (value and interval by key of `scoring.COLUMNS`) and, below
       the first, ``first_minus_row`` (difference, paired interval, verdict); ``slides``: what each
-      is and its own scores; ``intervals``: what was resampled; ``alerts``; ``genes``: per gene, of
-      the first slide's order; ``resampled``: the first row's resamples, for `compare`.
+      is and its own scores; ``intervals``: what was resampled; ``alerts``; ``resampled``: the
+      first row's resamples, for `compare`.
+
+    Raises:
+      PredictionError: a slide is there more than once.
     """
-    done = [one for _, one in each]
+    slides = [one.slide for one in each]
+    if twice := sorted({slide for slide in slides if slides.count(slide) > 1}):
+        raise errors.PredictionError(
+            f"slide {twice[0]} is predicted more than once",
+            expected="one prediction a slide",
+            fix="give a second prediction of it as --compare NAME=FILE",
+        )
     unit = combine.choose_unit(
-        [one.joined.truth.patient for one in done],
-        [one.ground.resamples.times.shape[1] for one in done],
+        [one.patient for one in each],
+        [one.blocks for one in each],
         resamples=resamples,
         seed=seed,
     )
-    rows, first, notes = [], {}, sorted({note for one in done for note in one.notes})
-    for row in done[0].rows:
-        everywhere = [found for one in done if (found := one.row(row.name)) is not None]
-        if len(everywhere) < len(done):
+    rows, first, notes = [], {}, sorted({note for one in each for note in one.notes})
+    for row in each[0].rows:
+        everywhere = [found for one in each if (found := one.row(row.name)) is not None]
+        if len(everywhere) < len(each):
             notes.append(f"{row.name}: not on every slide, left out of the table.")
             continue
-        keys = [k for k in scoring.COLUMNS if all(k in r.scored.values for r in everywhere)]
-        values = {
-            key: combine.combine([r.scored.values[key] for r in everywhere], unit) for key in keys
-        }
+        keys = [k for k in scoring.COLUMNS if all(k in r.scores for r in everywhere)]
+        values = {key: combine.combine([r.scores[key] for r in everywhere], unit) for key in keys}
         line: dict[str, Any] = {"name": row.name, "source": row.source, "sees_test": row.sees_test}
         line["scores"] = combine.describe(values)
         if rows:
@@ -143,8 +177,8 @@ def summarise(
         rows.append(line)
     result = {
         "format": FORMAT,
-        "slides": [_slide(prediction, one, unit) for prediction, one in each],
-        **{key: done[0].joined.about.get(key) for key in _CARRIED},
+        "slides": [one.described for one in each],
+        **each[0].about,
         "rows": rows,
         "intervals": {
             "of": unit.name,
@@ -156,71 +190,16 @@ def summarise(
         },
         "notes": notes,
         "resampled": {key: np.round(values, 6) for key, values in first.items()},
-        "fingerprint": fingerprint(done, unit),
+        "fingerprint": fingerprint(each, unit),
     }
-    result["alerts"] = [vars(alert) for alert in alerts.find(done, result)]
+    found = [alert for one in each for alert in one.alerts] + alerts.find([], result)
+    worst_first = sorted(dict.fromkeys(found), key=lambda a: _WORST_FIRST.index(a.level))
+    result["alerts"] = [vars(alert) for alert in worst_first]
     return plain.plain(result)
 
 
-def fingerprint(done: Sequence[slide_rows.Evaluated], unit: combine.Unit) -> str:
+def fingerprint(each: Sequence[slide_results.SlideResult], unit: combine.Unit) -> str:
     """SHA-256 of what two results must share to be paired: spots, genes, units, resamples."""
-    about = [
-        [one.joined.slide, one.joined.truth.barcodes, np.flatnonzero(one.scored).tolist(),
-         one.joined.genes, str(one.joined.about["value_space"])]
-        for one in done
-    ]  # fmt: skip
+    about = [one.identity for one in each]
     text = json.dumps([about, unit.name, unit.count, unit.resamples, unit.seed])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _slide(
-    prediction: anndata.AnnData, one: slide_rows.Evaluated, unit: combine.Unit
-) -> dict[str, Any]:
-    """What one slide is, what was left out, and its own scores."""
-    joined, truth, first = one.joined, one.joined.truth, one.rows[0].scored
-    trained = np.ones(len(one.scored), bool) if one.fitted is None else one.fitted.trained
-    given = np.isin(joined.genes, joining.names(joined.about.get("given_genes")))
-    pcc = np.full(len(one.scored), np.nan)
-    pcc[one.scored] = first.genes["pcc"]
-    spread = None
-    if joined.draws is not None and len(joined.draws) > 1:
-        spread = draw_summary(joined.draws[..., one.scored], antithetic=joined.in_pairs)
-    return {
-        "slide": joined.slide,
-        "patient": truth.patient,
-        "split_kind": one.split[0],
-        "split": one.split[1],
-        "spots": len(truth.barcodes),
-        "all_spots": one.all_spots,
-        "genes": {
-            "panel": len(joined.genes),
-            "scored": np.sum(~np.isnan(pcc)),
-            "not_measured": np.sum(~truth.measured),
-            "not_in_training": np.sum(truth.measured & ~trained),
-            "given": np.sum(given),
-            "constant_in_truth": np.sum(one.scored & np.isnan(pcc)),
-            "not_predicted": len(joined.absent["genes"]),
-        },
-        "spots_not_predicted": len(joined.absent["spots"]),
-        "scores": {
-            row.name: {key: values[0] for key, values in row.scored.values.items()}
-            for row in one.rows
-        },
-        "gene_pcc": dict(zip(joined.genes, pcc, strict=True)),
-        "draws": spread,
-        "mismatch": mismatch.summary(
-            prediction, truth.barcodes, one.ground.resamples.blocks,
-            resamples=unit.resamples, seed=unit.seed,
-        ),
-        "ridge": one.fitted
-        and {k: v for k, v in vars(one.fitted.ridge).items() if k != "prediction"},
-    }  # fmt: skip
-
-
-def draw_summary(draws: np.ndarray, *, antithetic: bool) -> dict[str, Any]:
-    """Number of draws and the standard error of their average (root mean square), or None."""
-    n, error = len(draws), None
-    if n >= 4 and n % 2 == 0 if antithetic else n >= 2:
-        each = metrics.draw_standard_error(draws, antithetic=antithetic)
-        error = float(np.sqrt(np.mean(each**2)))
-    return {"n": n, "antithetic": antithetic, "standard_error": error}

@@ -11,10 +11,12 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stemjax import config, tasks
+import h5py
+
+from stemjax import config, distributed, errors, tasks
 from stemjax.data import records
 from stemjax.eval import predict
 from stemjax.train import checkpoint, loop, writers
@@ -23,6 +25,38 @@ if TYPE_CHECKING:
     import anndata
 
 ROW = "regression backbone"
+
+
+class Origin(NamedTuple):
+    """What made a prediction.
+
+    Attributes:
+      slide: that was predicted.
+      model: the model's card, as JSON.
+    """
+
+    slide: str
+    model: str
+
+
+def read_origin(path: pathlib.Path) -> Origin | None:
+    """Returns what made the prediction in a file, without reading it; None for another tool's.
+
+    Raises:
+      PredictionError: there is none, or it is damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            about: Any = file.get("uns/stemjax", {})
+            if not {"slide", "model"} <= set(about):
+                return None
+            slide, model = (about[name].asstr()[()] for name in Origin._fields)
+            return Origin(slide=str(slide), model=str(model))
+    except OSError as error:
+        raise errors.PredictionError(
+            f"{path} cannot be read ({type(error).__name__}: {error})",
+            fix="copy the file again, or predict again",
+        ) from error
 
 
 def as_regression(experiment: config.Experiment) -> config.Experiment:
@@ -46,51 +80,72 @@ def backbone_row(
     default_workdir: pathlib.Path,
     line: Callable[[int], writers.Writer] | None = None,
 ) -> dict[str, anndata.AnnData]:
-    """Returns the regression's prediction of the same slide under its row's name.
-
-    None is trained beside a model that is a plain regression itself.
+    """Returns the regression's prediction of the same slide under its row's name, or nothing.
 
     Args:
       prediction: the model's prediction; its card says what to train.
-      source: records of the training slides and of the slide predicted.
+      source: as `backbone_rows`, and so are the others.
+      choice: ``train``, ``none``, or a workdir.
+      default_workdir: where ``train`` puts the run.
+      line: shows the training.
+    """
+    about = prediction.uns["stemjax"]
+    made = [Origin(slide=str(about["slide"]), model=str(about["model"]))]
+    rows = backbone_rows(
+        made, source, choice, mine=(0,), default_workdir=default_workdir, line=line
+    )
+    return {ROW: rows[0]} if rows else {}
+
+
+def backbone_rows(
+    made: Sequence[Origin],
+    source: records.Records,
+    choice: str,
+    *,
+    mine: Collection[int],
+    default_workdir: pathlib.Path,
+    line: Callable[[int], writers.Writer] | None = None,
+) -> dict[int, anndata.AnnData]:
+    """Returns the regression's predictions of the slides of some predictions, by their number.
+
+    Predictions of one model share its regression; several models, such as those of the folds of a
+    manifest, have one each, in folders of ``default_workdir`` named by the model's hash. All
+    processes of a run train each of them together. Beside a model that is a plain regression
+    itself none is trained; where any is, there is no row.
+
+    Args:
+      made: of all predictions, the same on all processes.
+      source: records of the training slides and of the slides predicted.
       choice: ``train`` (into ``default_workdir``, going on where it stopped), ``none``, or the
         workdir of a run.
+      mine: numbers of the predictions whose slides this process predicts.
       default_workdir: where ``train`` puts the run.
       line: makes a writer that shows the training, given its number of steps.
     """
     if choice == "none":
         return {}
+    models = [one.model if choice == "train" else choice for one in made]
+    distinct, cards, rows = dict.fromkeys(models), {}, {}
     if choice == "train":
-        card = checkpoint.Card.from_json(json.loads(prediction.uns["stemjax"]["model"]))
-        if isinstance(card.task, tasks.HisToSGETask):
-            return {}
-        trained = loop.train_shown(as_regression(card.experiment), source, default_workdir, line)
-    else:
-        trained = checkpoint.load(choice)
-    slide = str(prediction.uns["stemjax"]["slide"])
-    return {ROW: predict.predict_slide(trained, source, slide, tasks.Sampling(mode="mean"))}
+        cards = {model: checkpoint.Card.from_json(json.loads(model)) for model in distinct}
+    if any(isinstance(card.task, tasks.HisToSGETask) for card in cards.values()):
+        return {}
+    for model in distinct:
+        if choice == "train":
+            own = _folder(default_workdir, model, alone=len(distinct) == 1)
+            trained = loop.train_shown(as_regression(cards[model].experiment), source, own, line)
+        else:
+            trained = checkpoint.load(choice)
+        with distributed.together():
+            for number in mine:
+                if models[number] == model:
+                    rows[number] = predict.predict_slide(
+                        trained, source, made[number].slide, tasks.Sampling(mode="mean")
+                    )
+    return rows
 
 
-def backbone_rows(
-    predictions: Sequence[anndata.AnnData],
-    source: records.Records,
-    choice: str,
-    *,
-    default_workdir: pathlib.Path,
-    line: Callable[[int], writers.Writer] | None = None,
-) -> dict[str, list[anndata.AnnData]]:
-    """Returns `backbone_row` of each prediction, under the row's name.
-
-    Predictions of one model share its regression; several models, such as those of the folds of a
-    manifest, have one each, in folders of ``default_workdir`` named by the model's hash.
-    """
-    models = [str(prediction.uns["stemjax"]["model"]) for prediction in predictions]
-    found: dict[str, list[anndata.AnnData]] = {}
-    for prediction, model in zip(predictions, models, strict=True):
-        own = default_workdir
-        if len(set(models)) > 1:
-            own = default_workdir / hashlib.sha256(model.encode()).hexdigest()[:8]
-        row = backbone_row(prediction, source, choice, default_workdir=own, line=line)
-        for name, made in row.items():
-            found.setdefault(name, []).append(made)
-    return {name: rows for name, rows in found.items() if len(rows) == len(predictions)}
+def _folder(default_workdir: pathlib.Path, model: str, *, alone: bool) -> pathlib.Path:
+    if alone:
+        return default_workdir
+    return default_workdir / hashlib.sha256(model.encode()).hexdigest()[:8]

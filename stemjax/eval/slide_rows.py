@@ -167,12 +167,13 @@ def evaluate_slide(
     seed: int = 0,
     foreign: joining.Foreign | None = None,
     leave_out: Sequence[str] = (),
+    name: str = "prediction",
 ) -> Evaluated:
-    """One slide's rows; arguments and errors as `evaluate.evaluate`."""
-    joined = joining.join(prediction, source, foreign=foreign)
+    """One slide's rows; arguments and errors as `evaluate.evaluate`, which call it ``name``."""
+    joined = joining.join(prediction, source, name=name, foreign=foreign)
     others = {
-        name: joining.join(other, source, name=f"compare {name}", like=joined, foreign=foreign)
-        for name, other in (compare or {}).items()
+        row: joining.join(other, source, name=f"compare {row}", like=joined, foreign=foreign)
+        for row, other in (compare or {}).items()
     }
     fitted, notes, far = None, [], None
     if joined.context is None:
@@ -197,8 +198,8 @@ def evaluate_slide(
     else:
         rows += _baseline_rows(found.rows, found.forecasts, ground)
     rows += _ceiling(joined, kept, ground, seed)
-    for name, other in others.items():
-        rows += _rows_of(name, "compare", other, kept, ground)
+    for row, other in others.items():
+        rows += _rows_of(row, "compare", other, kept, ground)
     records = source.records
     return Evaluated(
         joined=joined,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 
 import jax
 import numpy as np
@@ -256,23 +255,6 @@ def test_files_that_are_no_prediction_are_named(tmp_path):
     with pytest.raises(errors.PredictionError, match="broken") as error:
         joining.read(broken)
     assert error.value.fix
-
-
-@pytest.mark.parametrize(("models", "folders"), [("aa", 1), ("ab", 2)])
-def test_each_model_has_one_regression(models, folders, tmp_path, monkeypatch):
-    """Predictions of one model share it; models of several folds would refuse each other's."""
-    used = []
-
-    def row(prediction, source, choice, *, default_workdir, line):
-        used.append(default_workdir)
-        return {regression.ROW: prediction}
-
-    monkeypatch.setattr(regression, "backbone_row", row)
-    made = [types.SimpleNamespace(uns={"stemjax": {"model": model}}) for model in models]
-    found = regression.backbone_rows(made, None, "train", default_workdir=tmp_path / "r")
-    assert found == {regression.ROW: made}
-    assert len(set(used)) == folders
-    assert all(path.is_relative_to(tmp_path / "r") for path in used)
 
 
 def test_regression_is_the_same_experiment_but_for_its_loss(toy_experiment):
