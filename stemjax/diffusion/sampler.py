@@ -147,7 +147,9 @@ def draw_with(
     step_keys = _fold(_draw_keys(keys, n_draws, antithetic), jnp.uint32(_STEPS)).reshape(rows)
     # An antithetic pair shares its key, so only the sign tells its members apart.
     sign_of_draw = np.where(np.arange(n_draws) % 2, -1.0, 1.0).astype(np.float32)
-    signs = jnp.asarray(np.tile(sign_of_draw, keys.shape[0])) if antithetic else None
+    signs = None
+    if antithetic:
+        signs = jnp.broadcast_to(sign_of_draw[None], (keys.shape[0], n_draws)).reshape(rows)
     x0 = run(unit.swapaxes(0, 1).reshape(rows, genes), step_keys, signs)
     return x0.reshape(keys.shape[0], n_draws, genes).swapaxes(0, 1)
 

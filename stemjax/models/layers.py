@@ -80,7 +80,7 @@ def share(vector_l1d: Float[Array, "l 1 d"], x_bgd: Float[Array, "b g d"]) -> Fl
     It is the small vectors that are repeated: a view of the stream in which they broadcast would
     have another layout on a TPU, and copying it cost half as much again as the whole evaluation.
     """
-    return jnp.repeat(vector_l1d, len(x_bgd) // len(vector_l1d), axis=0)
+    return jnp.repeat(vector_l1d, x_bgd.shape[0] // vector_l1d.shape[0], axis=0)
 
 
 class Mlp(nnx.Module):

@@ -213,7 +213,7 @@ class Lite(nnx.Module):
         embedded_ld: Float[Array, "l d"],
     ) -> Float[Array, "b g"] | Float[Array, "b 2 g"]:
         """The raw network output, float32; b / l rows in a row share condition and level."""
-        (b, g), spots = x_bg.shape, len(embedded_ld)
+        (b, g), spots = x_bg.shape, embedded_ld.shape[0]
         level_l = noise_level_b[:: b // spots]
         c_ld = self.noise(layers.sinusoid(level_l, stem.NOISE_FEATURES)) + embedded_ld
         gain = self.gain(jax.nn.silu(c_ld)).reshape(spots, 1, self.channels, g)

@@ -176,7 +176,8 @@ class Stem(nnx.Module):
         embedded_ld: Float[Array, "l d"],
     ) -> Float[Array, "b g"] | Float[Array, "b 2 g"]:
         """The raw network output, float32; b / l rows in a row share condition and level."""
-        level_l = noise_level_b[:: len(x_bg) // len(embedded_ld)]
+        # Shapes, not lengths: the number of rows may be a symbol (`jax.export`).
+        level_l = noise_level_b[:: x_bg.shape[0] // embedded_ld.shape[0]]
         c_ld = self.noise(layers.sinusoid(level_l, NOISE_FEATURES)) + embedded_ld
         tokens_bgd = layers.run_blocks(self.blocks, self.tokens(x_bg), c_ld, remat=self.remat)
         out_bgo = self.head(tokens_bgd, c_ld)
