@@ -13,7 +13,10 @@ trap 'rm -rf "$scratch"' EXIT
 : "${BEAM:=$scratch/environment}"
 if [[ ! -x $BEAM/bin/python ]]; then
   uv venv --quiet --no-config --python 3.12 "$BEAM"
-  uv pip install --quiet --no-config --python "$BEAM/bin/python" apache-beam -e "$root"
+  uv pip install --quiet --no-config --python "$BEAM/bin/python" apache-beam -e "$root" || {
+    echo "apache-beam cannot be installed here: not tried" >&2
+    exit 75
+  }
 fi
 python=$BEAM/bin/python
 cd "$scratch"

@@ -190,3 +190,46 @@ def test_wrong_usage_exits_with_2(capsys, command):
         cli.main(command)
     assert exit_.value.code == 2
     assert f"usage: stemjax {command[0]}" in capsys.readouterr().err
+
+
+def test_a_program_of_the_sampling_asked_for(made, tmp_path, capsys):
+    command = ["export", "{}/edm", "--format", "stablehlo", "--mode", "draws", "--n-draws", "6",
+               "--sampler", "heun", "--steps", "3", "-o", str(tmp_path / "program")]  # fmt: skip
+    assert run(made, command) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'program'}: stablehlo, step 42")
+    about = json.loads((tmp_path / "program" / "program.json").read_text())
+    sampling = about["sampling"]
+    assert (sampling["sampler"], sampling["steps"], sampling["n_draws"]) == ("heun", 3, 6)
+    assert about["output"]["shape"] == [6, "b", 7]
+    assert about["platforms"] == ["cpu", "cuda", "tpu"]
+
+
+def test_a_bundle_of_half_the_size_with_scores(made, tmp_path):
+    trained = bundle.load(made / "edm")
+    scores = {"checkpoint_step": trained.step, "weights": trained.weights, "slides": [], "rows": []}
+    (tmp_path / "metrics.json").write_text(json.dumps(scores))
+    out = tmp_path / "half"
+    command = [*EXPORT_EDM, "bundle", "--dtype", "bfloat16", "--metrics"]
+    assert run(made, [*command, str(tmp_path / "metrics.json"), "-o", str(out)]) == 0
+    assert bundle.load(out).scores == scores
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (out, made / "edm")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+EXPORT_EDM = ["export", "{}/edm", "--format"]
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["torch-edm", "--dtype", "bfloat16"], "--dtype with --format torch-edm: expected"),
+        (["bundle", "--steps", "3"], "--steps with --format bundle: expected --format stablehlo"),
+        (["bundle", "--n-draws", "4", "--mode", "draws"], "--mode, --n-draws with --format bundle"),
+        (["bundle", "--metrics", "{}/genes.txt"], "genes.txt cannot be read"),
+        (["bundle", "--metrics", "{}/incomplete.json"], "expected scores of these weights"),
+    ],
+)  # fmt: skip
+def test_flags_that_go_with_another_format_are_refused(made, tmp_path, capsys, command, text):
+    assert run(made, [*EXPORT_EDM, *command, "-o", str(tmp_path / "out")]) == 1
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

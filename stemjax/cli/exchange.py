@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from stemjax.cli import options
 
@@ -53,12 +54,27 @@ def add(commands: options.Commands) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("bundle", "torch"),
+        choices=("bundle", "stablehlo", "torch", "torch-edm"),
         required=True,
-        help="bundle: a folder of safetensors and JSON; torch: a .pt that the original code loads "
-        "(models of the published process only)",
+        help="bundle: a folder of safetensors and JSON; stablehlo: a program of one way of "
+        "sampling, which needs jax and not stemjax; torch: a .pt that the original code loads "
+        "(models of the published process only); torch-edm: a folder with a PyTorch module that "
+        "loads it (Stem and lite models of the EDM process)",
     )
     options.add_weights(parser)
+    group = parser.add_argument_group("bundle")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the weights; bfloat16 halves the size (default: float32)",
+    )
+    group.add_argument(
+        "--metrics",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="metrics.json of `stemjax evaluate` on this model's predictions, to go with it",
+    )
+    options.add_sampling(parser)
     parser.add_argument(
         "-o", "--output", type=pathlib.Path, required=True, metavar="PATH", help="what to write"
     )
@@ -117,17 +133,51 @@ def _import(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _export(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stemjax.export import bundle, published
+    from stemjax.export import bundle, program, published, torch_edm
 
+    _require_used(args)
     trained = bundle.open_model(args.model, weights=args.weights)
     n, added = len(trained.calibrations), ""
-    if args.format == "torch":
-        published.write(trained, args.output)
+    if args.format == "bundle":
+        if args.metrics is not None:
+            trained = bundle.with_scores(trained, _scores(args.metrics), str(args.metrics))
+        bundle.write(trained, args.output, dtype=args.dtype or "float32")
+    elif args.format == "stablehlo":
+        sampling = trained.card.task.sampling(**options.sampling(args))
+        program.write(trained, args.output, sampling=sampling)
     else:
-        bundle.write(trained, args.output)
+        {"torch": published.write, "torch-edm": torch_edm.write}[args.format](trained, args.output)
     if n:
-        dropped = " left out: a .pt has no place for them" if args.format == "torch" else ""
+        places = {"torch": "a .pt", "torch-edm": "torch-edm", "stablehlo": "a program"}
+        place = places.get(args.format)
+        dropped = f" left out: {place} has no place for them" if place else ""
         added = f", {n} calibration{'s' * (n != 1)} of intervals{dropped}"
     print(  # noqa: T201
         f"{args.output}: {args.format}, step {trained.step}, weights {trained.weights}{added}"
     )
+
+
+def _require_used(args: argparse.Namespace) -> None:
+    """Refuses flags of another format than the one that is written."""
+    from stemjax import errors
+
+    given = {"bundle": [f"--{name}" for name in ("dtype", "metrics") if getattr(args, name)]}
+    given["stablehlo"] = [f"--{name.replace('_', '-')}" for name in options.sampling(args)]
+    for format_, flags in given.items():
+        if flags and args.format != format_:
+            raise errors.ConfigError(
+                f"{', '.join(flags)} with --format {args.format}", expected=f"--format {format_}"
+            )
+
+
+def _scores(path: pathlib.Path) -> dict[str, Any]:
+    import json
+
+    from stemjax import errors
+
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise errors.BundleError(
+            f"{path} cannot be read ({error})", expected="metrics.json of `stemjax evaluate`"
+        ) from error
