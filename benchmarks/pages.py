@@ -43,6 +43,8 @@ SCRIPTS = {
     "cohort": "cohort",
     "long_panels": "long_panels",
     "pod": "pod_tables",
+    "export_matrix": "export_matrix",
+    "serving": "serving",
 }
 """What a result's name begins with -> the module in benchmarks/ that has its ``tables``."""
 COMPOSED = {"headline": ("peers", "frontier"), "feeding": ("pod", "input")}

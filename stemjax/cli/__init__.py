@@ -27,6 +27,7 @@ from stemjax.cli import (
     prepare,
     recover,
     report,
+    serve,
     split,
     train,
 )
@@ -34,7 +35,7 @@ from stemjax.cli import (
 NOTICE = "Research use only. Not for clinical or diagnostic use."
 
 _COMPILE = ("demo", "train", "calibrate", "predict", "evaluate", "report", "bench")
-_COMPILE += ("recover", "densify")
+_COMPILE += ("recover", "densify", "serve")
 """Commands that run networks."""
 
 _CONFIGURED = ("train", "recover")
@@ -100,6 +101,6 @@ def make_parser() -> argparse.ArgumentParser:
         command.add(commands)
     for command in (recover, densify, domains):
         command.add(commands)
-    for command in (evaluate, report, compare, bench, exchange):
+    for command in (evaluate, report, compare, bench, exchange, serve):
         command.add(commands)
     return parser
