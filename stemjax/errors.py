@@ -143,6 +143,12 @@ class BundleError(StemjaxError):
     code = "SJ-X02"
 
 
+class HubError(StemjaxError):
+    """The hub cannot be reached or refuses, or what it has is no bundle."""
+
+    code = "SJ-X03"
+
+
 class DisagreementError(StemjaxError):
     """Processes that were started as one run would not do the same."""
 

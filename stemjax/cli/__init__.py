@@ -22,6 +22,7 @@ from stemjax.cli import (
     domains,
     evaluate,
     exchange,
+    models,
     options,
     predict,
     prepare,
@@ -35,7 +36,7 @@ from stemjax.cli import (
 NOTICE = "Research use only. Not for clinical or diagnostic use."
 
 _COMPILE = ("demo", "train", "calibrate", "predict", "evaluate", "report", "bench")
-_COMPILE += ("recover", "densify", "serve")
+_COMPILE += ("recover", "densify", "serve", "models", "push", "pull")
 """Commands that run networks."""
 
 _CONFIGURED = ("train", "recover")
@@ -101,6 +102,6 @@ def make_parser() -> argparse.ArgumentParser:
         command.add(commands)
     for command in (recover, densify, domains):
         command.add(commands)
-    for command in (evaluate, report, compare, bench, exchange, serve):
+    for command in (evaluate, report, compare, bench, exchange, models, serve):
         command.add(commands)
     return parser

@@ -8,6 +8,7 @@
     golden.safetensors    inputs and what the model made of them, checked when it is opened
     calibration.json      calibrations of intervals, where the model has any
     metrics.json          what `stemjax evaluate` said of it, where that is given
+    README.md             the model card (`model_card`), which the hub shows
     SHA256SUMS.json       size and hash of these, checked before anything is used
 
 Only arrays and JSON: opening a bundle executes nothing that is in it, and needs no orbax.
@@ -15,6 +16,7 @@ Only arrays and JSON: opening a bundle executes nothing that is in it, and needs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -25,9 +27,10 @@ import jax
 import safetensors
 import safetensors.numpy
 
+import stemjax
 from stemjax import errors
 from stemjax.data import integrity
-from stemjax.export import golden, tensors
+from stemjax.export import golden, model_card, tensors
 from stemjax.train import calibration
 from stemjax.train.card import Card
 from stemjax.train.trained import Trained
@@ -39,6 +42,9 @@ DESCRIPTION, GENES, GOLDEN, SCORES = (
     "golden.safetensors",
     "metrics.json",
 )
+
+SHIPPED = ("demo",)
+"""Bundles that come with the package, by name."""
 
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OSError)
 
@@ -103,6 +109,7 @@ def write(
         if trained.scores is not None:
             text = json.dumps(trained.scores, indent=1, allow_nan=False)
             integrity.write_text(folder / SCORES, text + "\n")
+        integrity.write_text(folder / model_card.FILE, model_card.make(trained))
         integrity.write_manifest(folder)
 
 
@@ -184,7 +191,8 @@ def open_model(path: str | pathlib.Path, *, weights: str = "auto", verify: bool 
     """Returns the model of a bundle or of a run's workdir.
 
     Args:
-      path: a bundle, or a folder that `stemjax train` wrote.
+      path: a bundle, a folder that `stemjax train` wrote, or the name of a model that comes with
+        the package (`SHIPPED`).
       weights: ``best``, ``last`` or ``auto``, for a workdir; a bundle has one set.
       verify: as `load`.
 
@@ -192,6 +200,8 @@ def open_model(path: str | pathlib.Path, *, weights: str = "auto", verify: bool 
       BundleError, CheckpointError: there is none, or it is damaged.
       CalibrationError: its calibrations are damaged.
     """
+    if str(path) in SHIPPED and not pathlib.Path(path).exists():
+        path = pathlib.Path(stemjax.__file__).parent / "pretrained" / str(path)
     if is_bundle(path):
         return load(path, verify=verify)
     from stemjax.train import checkpoint  # orbax, which a bundle does without
@@ -254,21 +264,31 @@ def _in_the_way(path: pathlib.Path) -> str:
     if not path.is_dir():
         return "a file" if path.exists() else ""
     inside = {file.name for file in path.iterdir()}
-    others = {name for name in inside if not _is_ours(name)}
+    others = {name for name in inside if not is_ours(name)}
     if inside and (others or DESCRIPTION not in inside):
         return f"a folder with other files ({sorted(others or inside)[0]})"
     return ""
 
 
-def _is_ours(name: str) -> bool:
-    files = (DESCRIPTION, GENES, GOLDEN, SCORES, calibration.FILE, integrity.MANIFEST)
+def is_ours(name: str) -> bool:
+    """Whether a file of this name is one that a bundle may have."""
+    files = (DESCRIPTION, GENES, GOLDEN, SCORES, model_card.FILE)
+    files += (calibration.FILE, integrity.MANIFEST)
     return name in files or tensors.is_weights(name)
 
 
 def _strangers(path: pathlib.Path) -> list[str]:
-    """Files that no bundle has: "NAME: what"."""
+    """Files that no bundle has, or that its list of hashes lacks: "NAME: what"."""
     names = sorted(file.name for file in path.iterdir())
-    return [f"{name}: no file of a bundle" for name in names if not _is_ours(name)]
+    wrong = [f"{name}: no file of a bundle" for name in names if not is_ours(name)]
+    with contextlib.suppress(OSError, ValueError):  # a damaged list is named as such
+        listed = {*json.loads((path / integrity.MANIFEST).read_text("utf-8")), integrity.MANIFEST}
+        wrong += [
+            f"{name}: not in {integrity.MANIFEST}"
+            for name in names
+            if is_ours(name) and name not in listed
+        ]
+    return wrong
 
 
 def _first_difference(found: tuple[str, ...], wanted: tuple[str, ...]) -> str:

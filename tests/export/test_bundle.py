@@ -17,7 +17,8 @@ from stemjax.data import embeddings, integrity, space, transforms
 from stemjax.export import bundle, published
 from stemjax.train import calibration, checkpoint
 
-FILES = ["SHA256SUMS.json", "bundle.json", "genes.txt", "golden.safetensors", "model.safetensors"]
+FILES = ["README.md", "SHA256SUMS.json", "bundle.json", "genes.txt", "golden.safetensors"]
+FILES += ["model.safetensors"]
 GENES = tuple(f"G{i}" for i in range(5))
 
 

@@ -200,6 +200,13 @@ def test_a_file_that_no_bundle_has_is_named(path, name, listed):
         bundle.load(path)
 
 
+@pytest.mark.parametrize("name", ["calibration.json", "metrics.json", tensors.INDEX])
+def test_a_file_that_the_list_lacks_is_named(path, name):
+    (path / name).write_text("{}")
+    with pytest.raises(errors.BundleError, match=f"{name}: not in SHA256SUMS"):
+        bundle.load(path)
+
+
 def test_a_pickle_in_the_place_of_weights_is_not_run(path, tmp_path):
     class Canary:
         def __reduce__(self):
