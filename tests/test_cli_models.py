@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import hub_stub
 import huggingface_hub.constants
@@ -207,3 +209,14 @@ def test_a_model_of_another_license_stays_what_it_is(stub, path, trained, capsys
     before = (path / "README.md").read_bytes()
     assert run(capsys, "push", path, "hub:lab/breast", "--license", "mit")[0] == 0
     assert (path / "README.md").read_bytes() == before
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = [sys.executable, "-m", "stemjax.cli", "models", "info", "demo"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == ""
+    assert run.returncode == 141

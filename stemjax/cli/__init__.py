@@ -1,7 +1,8 @@
 """The ``stemjax`` command: parses, resolves, calls.
 
 Heavy libraries are imported inside the commands, so that ``--help`` answers at once and touches no
-device. Exit codes: 0 done, 1 a problem that the message explains, 2 wrong usage, 130 interrupted.
+device. Exit codes: 0 done, 1 a problem that the message explains, 2 wrong usage, 130 interrupted,
+141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -62,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"stemjax {args.command}: error [{error.code}]\n  {error}", file=sys.stderr)  # noqa: T201
         return 1
+    except BrokenPipeError:
+        # Whoever read the output has left, as `head` does. Python would complain at its end too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         # The disk and its permissions: what the system says, and of which file, is all there is.
         if args.debug:
