@@ -30,7 +30,7 @@ import safetensors.numpy
 import stemjax
 from stemjax import errors
 from stemjax.data import integrity
-from stemjax.export import golden, model_card, tensors
+from stemjax.export import golden, model_card, places, tensors
 from stemjax.train import calibration
 from stemjax.train.card import Card
 from stemjax.train.trained import Trained
@@ -77,13 +77,8 @@ def write(
     path = pathlib.Path(path).resolve()  # "." has no name that another folder could take
     if dtype not in tensors.DTYPES:
         raise errors.ConfigError(f"weights of type {dtype!r}", expected=" or ".join(tensors.DTYPES))
-    if found := _in_the_way(path):
-        raise errors.BundleError(
-            f"{path} is in the way",
-            expected="nothing there, an empty folder or an older bundle",
-            found=found,
-            fix="name another output",
-        )
+    found = places.in_the_way(path, is_ours, mark=DESCRIPTION)
+    places.require_free(path, found, older="an older bundle")
     description = {
         "format": FORMAT,
         "step": trained.step,
@@ -97,9 +92,7 @@ def write(
         trained = dataclasses.replace(trained, params=_rounded(trained.params, dtype))
     with integrity.published_folder(path) as folder:
         tensors.write(tensors.named(trained.params), folder, dtype=dtype, largest=largest_file)
-        example = golden.make(trained)
-        safetensors.numpy.save_file(example, folder / GOLDEN)
-        (folder / GOLDEN).chmod(0o644)  # safetensors makes files that only their owner reads
+        tensors.save(golden.make(trained), folder / GOLDEN)
         integrity.write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
         integrity.write_text(
             folder / GENES, "".join(f"{gene}\n" for gene in trained.card.space.genes)
@@ -257,17 +250,6 @@ def with_scores(trained: Trained, scores: Mapping[str, Any], where: str) -> Trai
         for slide in scores.get("slides", ())
     ]
     return dataclasses.replace(trained, scores=found)
-
-
-def _in_the_way(path: pathlib.Path) -> str:
-    """What stands at a path besides an older bundle, which alone may be deleted; "" if nothing."""
-    if not path.is_dir():
-        return "a file" if path.exists() else ""
-    inside = {file.name for file in path.iterdir()}
-    others = {name for name in inside if not is_ours(name)}
-    if inside and (others or DESCRIPTION not in inside):
-        return f"a folder with other files ({sorted(others or inside)[0]})"
-    return ""
 
 
 def is_ours(name: str) -> bool:

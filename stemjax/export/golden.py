@@ -144,6 +144,6 @@ def _programs(task: Any) -> tuple[Any, Any]:
 
 
 def _in_full_precision(experiment: config.Experiment, genes: int) -> config.Experiment:
-    form = "xla" if genes <= attention.WRITTEN_TOKENS else "chunked"
+    form = attention.portable(genes)
     model = dataclasses.replace(experiment.model, dtype="float32", attention=form)
     return dataclasses.replace(experiment, model=model)

@@ -27,13 +27,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Array, Float, UInt8
 
 from stemjax import __version__, errors, tasks
 from stemjax.data import embeddings, integrity
 from stemjax.diffusion import sampler
-from stemjax.export import tensors
+from stemjax.export import places, tensors
 from stemjax.train.trained import Trained
 
 FORMAT = 1
@@ -94,13 +93,8 @@ def write(
             expected=f"that of the model, {trained.card.contract.name}",
             found=encoder.contract.name,
         )
-    if found := _in_the_way(path):
-        raise errors.BundleError(
-            f"{path} is in the way",
-            expected="nothing there, an empty folder or an older program",
-            found=found,
-            fix="name another output",
-        )
+    found = places.in_the_way(path, _is_ours, mark=PROGRAM)
+    places.require_free(path, found, older="an older program")
     exported = export(trained, sampling=sampling, encoder=encoder, platforms=platforms)
     with integrity.published_folder(path) as folder:
         (folder / PROGRAM).write_bytes(exported.serialize())
@@ -109,8 +103,7 @@ def write(
             folder / DESCRIPTION,
             json.dumps(describe(trained, sampling, encoder, exported), indent=1) + "\n",
         )
-        safetensors.numpy.save_file(_example(trained, exported, encoder), folder / EXAMPLE)
-        (folder / EXAMPLE).chmod(0o644)
+        tensors.save(_example(trained, exported, encoder), folder / EXAMPLE)
         integrity.write_text(folder / RUNNER.name, RUNNER.read_text(encoding="utf-8"))
         integrity.write_manifest(folder)
 
@@ -202,13 +195,6 @@ def _example(
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 
-def _in_the_way(path: pathlib.Path) -> str:
-    """What stands at a path besides an older program, which alone may be deleted; "" if nothing."""
-    if not path.is_dir():
-        return "a file" if path.exists() else ""
-    inside = {file.name for file in path.iterdir()}
-    ours = {PROGRAM, DESCRIPTION, EXAMPLE, RUNNER.name, integrity.MANIFEST}
-    others = {name for name in inside - ours if not tensors.is_weights(name)}
-    if inside and (others or PROGRAM not in inside):
-        return f"a folder with other files ({sorted(others or inside)[0]})"
-    return ""
+def _is_ours(name: str) -> bool:
+    ours = (PROGRAM, DESCRIPTION, EXAMPLE, RUNNER.name, integrity.MANIFEST)
+    return name in ours or tensors.is_weights(name)

@@ -18,7 +18,7 @@ import numpy as np
 
 from stemjax import __version__, config, errors
 from stemjax.data import embeddings, genes, integrity, space, transforms
-from stemjax.export import torchfile, torchstream
+from stemjax.export import tensors, torchfile, torchstream
 from stemjax.models import stem
 from stemjax.train import checkpoint
 from stemjax.typing import Params
@@ -72,10 +72,7 @@ def to_state(params: Params) -> dict[str, np.ndarray]:
     Args:
       params: parameters of a `stem.make_stem` network of two channels.
     """
-    flat = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float32)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    flat = {name: np.asarray(leaf, np.float32) for name, leaf in tensors.named(params).items()}
     state = {_NAMES: flat["tokens/name"]}
 
     def add(theirs: str, kernel: np.ndarray, bias: np.ndarray) -> None:

@@ -47,6 +47,20 @@ def is_weights(name: str) -> bool:
     return name in (WHOLE, INDEX) or PIECE.fullmatch(name) is not None
 
 
+def save(
+    arrays: dict[str, np.ndarray], path: pathlib.Path, *, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes arrays in C order to one file that others may read.
+
+    Args:
+      arrays: by name.
+      path: the file.
+      metadata: of its header.
+    """
+    safetensors.numpy.save_file(arrays, path, metadata=metadata)
+    path.chmod(0o644)  # safetensors makes files that only their owner reads
+
+
 def write(
     arrays: Mapping[str, Any], folder: pathlib.Path, *, dtype: str, largest: int = LARGEST_FILE
 ) -> None:
@@ -68,8 +82,7 @@ def write(
         here = {
             name: np.asarray(jax.device_get(arrays[name])).astype(kind, order="C") for name in names
         }
-        safetensors.numpy.save_file(here, folder / file, metadata={"format": "np"})
-        (folder / file).chmod(0o644)  # safetensors makes files that only their owner reads
+        save(here, folder / file, metadata={"format": "np"})
         where |= dict.fromkeys(names, file)
     if len(pieces) > 1:
         total = sum(leaf.size for leaf in arrays.values()) * kind.itemsize

@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from stemjax import config, errors, tasks
 from stemjax.data import integrity
+from stemjax.export import places, tensors
 from stemjax.models import lite, stem
 from stemjax.train.card import Card
 from stemjax.train.trained import Trained
@@ -90,13 +90,8 @@ def write(trained: Trained, path: str | pathlib.Path) -> None:
     )
     assert isinstance(size, stem.StemConfig | lite.LiteConfig)
     path = pathlib.Path(path).resolve()  # "." has no name that another folder could take
-    if found := _in_the_way(path):
-        raise errors.BundleError(
-            f"{path} is in the way",
-            expected="nothing there, an empty folder or an export of this format as it was written",
-            found=found,
-            fix="name another output",
-        )
+    older = "an export of this format as it was written"
+    places.require_free(path, _in_the_way(path), older=older)
     description = {
         "format": FORMAT,
         "name": card.experiment.name,
@@ -115,10 +110,8 @@ def write(trained: Trained, path: str | pathlib.Path) -> None:
         **describe(card),
     }
     with integrity.published_folder(path) as folder:
-        safetensors.numpy.save_file(
-            to_state(jax.device_get(trained.params)), folder / WEIGHTS, metadata={"format": "pt"}
-        )
-        (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner reads
+        state = to_state(jax.device_get(trained.params))
+        tensors.save(state, folder / WEIGHTS, metadata={"format": "pt"})
         integrity.write_text(folder / CONFIG, json.dumps(description, indent=1) + "\n")
         shutil.copyfile(REFERENCE, folder / MODULE)
 
@@ -153,13 +146,9 @@ def require_stem(card: Card) -> None:
 
 def _in_the_way(path: pathlib.Path) -> str:
     """What stands at a path besides an older export, which alone may be deleted; "" if nothing."""
-    if not path.is_dir():
-        return "a file" if path.exists() else ""
-    inside = {file.name for file in path.iterdir()}
-    if not inside:
-        return ""
-    if others := inside - {CONFIG, WEIGHTS, MODULE}:
-        return f"a folder with other files ({sorted(others)[0]})"
+    found = places.in_the_way(path, (CONFIG, WEIGHTS, MODULE).__contains__, mark=None)
+    if found or not path.is_dir() or not any(path.iterdir()):
+        return found
     try:
         known = json.loads((path / CONFIG).read_text(encoding="utf-8"))["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):

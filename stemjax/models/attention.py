@@ -41,6 +41,11 @@ FLASH_TOKENS = 1024
 for 1,024 tokens compiles in most of a minute."""
 
 
+def portable(tokens: int) -> str:
+    """Returns the form that every platform has, and that `jax.jvp` passes, for so many tokens."""
+    return "xla" if tokens <= WRITTEN_TOKENS else "chunked"
+
+
 def attend(
     qkv_bgm: Float[Array, "b g m"], *, heads: int, implementation: str = "auto"
 ) -> Float[Array, "b g d"]:
@@ -128,7 +133,7 @@ def resolve(
     if implementation == "auto":
         kernels = ("flash", "splash", "cudnn")
         fitting = (name for name in kernels if all(fits for fits, _, _ in limits[name]))
-        return next(fitting, "xla" if tokens <= WRITTEN_TOKENS else "chunked")
+        return next(fitting, portable(tokens))
     for fits, expected, found in limits[implementation]:
         if not fits:
             raise errors.ConfigError(

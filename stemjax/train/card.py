@@ -86,8 +86,7 @@ class Card:
     @functools.cached_property
     def forward_task(self) -> tasks.AnyTask:
         """The same with attention that `jax.jvp` can pass, which fused kernels stop."""
-        written = len(self.space.genes) <= attention.WRITTEN_TOKENS
-        form = "xla" if written else "chunked"
+        form = attention.portable(len(self.space.genes))
         model = dataclasses.replace(self.experiment.model, attention=form)
         return self._make_task(dataclasses.replace(self.experiment, model=model))
 
