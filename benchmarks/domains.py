@@ -27,7 +27,8 @@ import numpy as np
 import samplers
 
 from stemjax import config, tasks
-from stemjax.data import genes, no_image, prepare, records, st, st_labels
+from stemjax.data import genes, no_image, prepare, records
+from stemjax.data.layouts import st, st_labels
 from stemjax.eval import combine, domains, metrics, plain, predict, truth
 from stemjax.train import loop
 

@@ -28,7 +28,8 @@ import numpy as np
 import samplers
 
 from stemjax.data import genes as gene_panels
-from stemjax.data import st, transforms
+from stemjax.data import transforms
+from stemjax.data.layouts import st
 from stemjax.eval import baselines, metrics
 
 N_GENES = 300

@@ -37,7 +37,8 @@ from recovery_tables import SEEN, tables
 
 from stemjax import compilation, config, configfile, tasks
 from stemjax.data import genes as gene_panels
-from stemjax.data import prepare, records, st
+from stemjax.data import prepare, records
+from stemjax.data.layouts import st
 from stemjax.eval import baselines, evaluate, metrics, predict
 from stemjax.train import loop
 

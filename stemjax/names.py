@@ -17,6 +17,9 @@ LADDERS = ("karras", "log_uniform", "vp_linear", "vp_cosine", "ddpm")
 VALUE_SPACES = ("log2p1", "log1p", "log1p_cp10k")
 """Units of expression; see `stemjax.data.transforms`."""
 
+LAYOUTS = ("st", "hest", "visium")
+"""How folders of slides are laid out; see `stemjax.data.layouts`."""
+
 DOMAIN_METHODS = ("kmeans", "gmm", "leiden")
 """How spots are clustered into domains; see `stemjax.eval.clustering`."""
 

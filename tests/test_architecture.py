@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ("stemjax.typing", 0),
     ("stemjax.errors", 0),
+    ("stemjax.foreign", 0),
     ("stemjax.names", 0),
     ("stemjax.diffusion", 1),
     ("stemjax.models", 1),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stemjax import cli
-from stemjax.export import bundle, published, torchfile
+from stemjax.export import bundle, published
+from stemjax.foreign import torchfile
 
 SMALL = pathlib.Path(__file__).parent / "parity" / "fixtures" / "small.pt"
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from stemjax import names
 from stemjax.cli import options
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def add(commands: options.Commands) -> None:
     )
     parser.add_argument(
         "--layout",
-        choices=options.LAYOUTS,
+        choices=names.LAYOUTS,
         help="how DATA is laid out; needed where the encoder sees the image",
     )
     parser.add_argument("--data", type=pathlib.Path, metavar="DIR", help="the slide's files")
@@ -55,6 +56,7 @@ def add(commands: options.Commands) -> None:
 
 def _reader(args: argparse.Namespace) -> densify.Read | None:
     from stemjax import errors
+    from stemjax.data import layouts
 
     if bool(args.layout) != bool(args.data):
         raise errors.ConfigError(
@@ -63,12 +65,12 @@ def _reader(args: argparse.Namespace) -> densify.Read | None:
         )
     if not args.layout:
         return None
-    layout = options.layout(args.layout)
+    layout = layouts.layout(args.layout)
     return lambda slide: layout.read_slide(args.data, slide, mpp=args.mpp)
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    from stemjax import names, terminal
+    from stemjax import terminal
     from stemjax.data import records
     from stemjax.eval import densify, predict
     from stemjax.export import bundle

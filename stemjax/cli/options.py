@@ -12,16 +12,6 @@ from stemjax import errors, names
 
 type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-LAYOUTS = ("st", "hest", "visium")
-"""How folders of slides are laid out."""
-
-
-def layout(name: str) -> Any:
-    """Returns the module that reads a layout: ``list_slides`` and ``read_slide``."""
-    from stemjax.data import hest, st, visium
-
-    return {"st": st, "hest": hest, "visium": visium}[name]
-
 
 def share(text: str | None) -> tuple[int, int] | None:
     """Returns the numbers of a ``--shard I/N``, one process's share of the slides; None for none.

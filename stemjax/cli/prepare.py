@@ -23,7 +23,7 @@ def add(commands: options.Commands) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--layout", choices=options.LAYOUTS, required=True, help="how DATA is laid out"
+        "--layout", choices=names.LAYOUTS, required=True, help="how DATA is laid out"
     )
     parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="slides")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="records")
@@ -106,10 +106,10 @@ def _files(text: str) -> int:
 
 def _prepare(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax import terminal
-    from stemjax.data import genes, no_image, prepare
+    from stemjax.data import genes, layouts, no_image, prepare
 
     part = options.share(args.shard)
-    layout = options.layout(args.layout)
+    layout = layouts.layout(args.layout)
     ids = names.split_names(args.slides) or tuple(layout.list_slides(args.data))
 
     def read(slide: str) -> slides.Slide:

@@ -362,7 +362,7 @@ def _labels(slide: slides_lib.Slide) -> dict[str, dict[str, list[str]]]:
 def _patch_um(slide: slides_lib.Slide, contract: embeddings_lib.EncoderContract) -> float:
     if no_image.is_of(contract):
         return 0.0
-    return float(contract.fov_um or patches.patch_side_px(slide) * slide.mpp)
+    return float(contract.fov_um or patches.patch_side_px(slide, contract) * slide.mpp)
 
 
 def _empty_notes(stored: np.ndarray) -> tuple[str, ...]:

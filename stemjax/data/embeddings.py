@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float16, Float32, UInt8
 
 from stemjax import errors
+
+if TYPE_CHECKING:
+    from stemjax.data import slides
 
 N_VARIANTS = 8
 """Flips and quarter turns of a patch: the order of the group D4."""
@@ -143,6 +146,40 @@ class Encoder(Protocol):
         Raises:
           ImageError: another shape or type.
         """
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Embeds a slide at once: an encoder on an accelerator, or files of embeddings made earlier."""
+
+    @property
+    def contract(self) -> EncoderContract:
+        """What the embeddings are."""
+        ...
+
+    def embed(
+        self,
+        slide: slides.Slide,
+        *,
+        variants: int = N_VARIANTS,
+        workers: int = 1,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> Float16[np.ndarray, "l v c"]:
+        """Embeddings of the first ``variants`` variants of every spot, rows as ``slide.barcodes``.
+
+        Fewer variants come back where there are no more.
+
+        Args:
+          slide: the slide.
+          variants: 1 to `N_VARIANTS`, in the order of `apply_variant`.
+          workers: threads or processes that read patches; changes no number.
+          progress: called with spots done, spots in all, and what is being done.
+        """
+        ...
+
+    def sources(self, slide: slides.Slide) -> Mapping[str, str]:
+        """SHA-256 of each file that the embeddings of a slide come from, besides the slide's."""
         ...
 
 

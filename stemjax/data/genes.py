@@ -135,6 +135,12 @@ def select_panel(
     ids, union, sums = [], set(), _Sums()
     for slide in sections:
         ids.append(slide.id)
+        if not slide.measured:
+            raise errors.GenePanelError(
+                f"slide {slide.id} is an image alone: no gene can be chosen on it",
+                expected="slides with counts, or a list of genes",
+                fix="Give the genes: --genes, or the checkpoint's",
+            )
         union.update(variable_genes(slide, n_variable))
         sums.add(slide)
     if not ids or n_genes < 1 or _doubled(ids):
@@ -217,7 +223,7 @@ def panel_counts(
 ) -> tuple[Int32[np.ndarray, "l g"], UInt8[np.ndarray, " g"]]:
     """A slide's raw counts in the order of ``genes``, and a mask of those that it measured.
 
-    Where the slide lacks a gene, its counts and its mask are 0.
+    Where the slide lacks a gene, its counts and its mask are 0; of an image alone all are.
 
     Raises:
       GenePanelError: the slide has none of the genes.
@@ -225,7 +231,7 @@ def panel_counts(
     place = {gene: i for i, gene in enumerate(slide.genes)}
     columns = np.array([place.get(gene, -1) for gene in genes], int)
     measured = columns >= 0
-    if not measured.any():
+    if slide.measured and not measured.any():
         raise errors.GenePanelError(
             f"slide {slide.id} has none of the {len(genes)} genes of the panel",
             expected=f"names such as {_some(genes)}",

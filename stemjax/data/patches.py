@@ -1,8 +1,9 @@
 """The patch around each spot, and the embeddings of all patches of a slide.
 
-A patch is a square of max(224, spot diameter) level-0 pixels around the spot's centre, the rule of
-Stem (Zhu et al., ICLR 2025), brought to the encoder's input size by Lanczos resampling where the
-sizes differ. Beyond the image it is white.
+A patch is a square around the spot's centre: as wide as the contract's field of view, or else
+max(224, spot diameter) level-0 pixels, the rule of Stem (Zhu et al., ICLR 2025). It is brought to
+the encoder's input size by the contract's filter where the sizes differ. Beyond the image it is
+white.
 
 A slide is embedded in chunks, so memory does not grow with its spots. With several workers this
 process reads pixels and the others resize and encode: an image is decoded once, not once a worker.
@@ -10,6 +11,8 @@ process reads pixels and the others resize and encode: an image is decoded once,
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
@@ -29,13 +32,33 @@ CHUNK = 64
 """Spots encoded at once: 9.6 MB of pixels at 224 px."""
 
 
-def patch_side_px(slide: slides.Slide) -> int:
-    """Side of the slide's patches in level-0 pixels: max(224, spot diameter)."""
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+"""Resampling by the name in a contract; all of them average where they make an image smaller."""
+
+
+def patch_side_px(slide: slides.Slide, contract: embeddings.EncoderContract | None = None) -> int:
+    """Side of the slide's patches in level-0 pixels.
+
+    Args:
+      slide: the slide.
+      contract: of the encoder; its field of view decides, or without one max(224, spot diameter).
+    """
+    if contract is not None and contract.fov_um is not None:
+        return max(1, round(contract.fov_um / slide.mpp))
     return max(MIN_SIDE_PX, round(slide.spot_diameter_px))
 
 
 def read_patches(
-    slide: slides.Slide, rows: Sequence[int] | np.ndarray, *, side: int, out_px: int
+    slide: slides.Slide,
+    rows: Sequence[int] | np.ndarray,
+    *,
+    side: int,
+    out_px: int,
+    resize: str = "lanczos",
 ) -> UInt8[np.ndarray, "n px px 3"]:
     """Patches around the spots of those rows, in their order; white beyond the image.
 
@@ -45,36 +68,103 @@ def read_patches(
       slide: a slide with an image.
       rows: rows of ``slide.barcodes``.
       side: side of the square in level-0 pixels, see `patch_side_px`.
-      out_px: side of the result; Lanczos resampling where it differs from ``side``.
+      out_px: side of the result; resampled where it differs from ``side``.
+      resize: one of `FILTERS`.
 
     Raises:
       ImageError: the slide has no image, or it is damaged there.
+      EncoderMismatchError: there is no such filter.
     """
-    return _resize(_read(_image(slide), slide, rows, side), out_px)
+    return _resize(_read(_image(slide), slide, rows, side), out_px, resize)
+
+
+def patch_batches(
+    slide: slides.Slide,
+    contract: embeddings.EncoderContract,
+    *,
+    batch: int,
+    workers: int = 1,
+    ahead: int = 2,
+) -> Iterator[tuple[range, UInt8[np.ndarray, "n px px 3"]]]:
+    """Patches of all spots at the encoder's input size, read by threads while others are used.
+
+    Args:
+      slide: a slide with an image.
+      contract: field of view, input size and filter.
+      batch: spots in a batch; the last may hold fewer.
+      workers: threads that read and resize: both leave the interpreter's lock. Changes no number.
+      ahead: batches that wait in memory, besides those being read.
+
+    Yields:
+      Rows of the slide, and their patches, in the slide's order.
+
+    Raises:
+      ImageError: the slide has no image, or it is damaged.
+      EncoderMismatchError: the contract's filter is unknown.
+    """
+    _image(slide)
+    side = patch_side_px(slide, contract)
+    chunks = iter(
+        range(start, min(start + batch, slide.n_spots)) for start in range(0, slide.n_spots, batch)
+    )
+
+    def read(rows: range) -> UInt8[np.ndarray, "n px px 3"]:
+        return read_patches(
+            slide, rows, side=side, out_px=contract.input_px, resize=contract.resize
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
+        waiting: collections.deque[tuple[range, concurrent.futures.Future[np.ndarray]]]
+        waiting = collections.deque()
+        try:
+            for rows in itertools.islice(chunks, max(1, workers) + ahead):
+                waiting.append((rows, pool.submit(read, rows)))
+            while waiting:
+                rows, made = waiting.popleft()
+                pixels = made.result()
+                for following in itertools.islice(chunks, 1):
+                    waiting.append((following, pool.submit(read, following)))
+                yield rows, pixels
+        finally:
+            for _, made in waiting:
+                made.cancel()
 
 
 def embed_slide(
     slide: slides.Slide,
-    encoder: embeddings.Encoder,
+    encoder: embeddings.Encoder | embeddings.Embedder,
     *,
+    variants: int = embeddings.N_VARIANTS,
     workers: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Float16[np.ndarray, "l v c"]:
-    """Embeddings of all variants of every spot's patch, rows as in ``slide.barcodes``.
+    """Embeddings of the variants of every spot's patch, rows as in ``slide.barcodes``.
 
     Args:
       slide: a slide with an image; one without will do for the encoder ``none``.
-      encoder: turns patches into embeddings; is sent to the workers if there are several.
+      encoder: turns patches into embeddings; is sent to the workers if there are several. An
+        `embeddings.Embedder` goes its own way.
+      variants: the first so many of the eight; fewer where an embedder has no more.
       workers: processes that encode; 1 stays in this one. Changes no number.
       progress: called with spots done, spots in all, and what is being done.
 
     Raises:
       ImageError: no image, a damaged one, or embeddings that are not finite in float16.
       EncoderMismatchError: the encoder returns another shape than its contract says.
-      ConfigError: ``workers`` is below 1.
+      ConfigError: ``workers`` is below 1, or there are not so many variants.
     """
+    if not 1 <= variants <= embeddings.N_VARIANTS:
+        raise errors.ConfigError(
+            "the number of variants of a patch cannot be right",
+            expected=f"1 to {embeddings.N_VARIANTS}",
+            found=str(variants),
+        )
+    if isinstance(encoder, embeddings.Embedder):
+        made = encoder.embed(slide, variants=variants, workers=workers, progress=progress)
+        _check_finite(made, slide, encoder.contract.name)
+        return made
     if no_image.is_of(encoder.contract):
-        return np.zeros((slide.n_spots, embeddings.N_VARIANTS, encoder.contract.width), np.float16)
+        return np.zeros((slide.n_spots, variants, encoder.contract.width), np.float16)
     image = _image(slide)
     if workers < 1:
         raise errors.ConfigError(
@@ -83,15 +173,15 @@ def embed_slide(
             found=str(workers),
             fix="Set workers=1 to embed in this process",
         )
-    side = patch_side_px(slide)
+    side = patch_side_px(slide, encoder.contract)
     chunks = [
         range(start, min(start + CHUNK, slide.n_spots)) for start in range(0, slide.n_spots, CHUNK)
     ]
     jobs = ((encoder, _read(image, slide, rows, side)) for rows in chunks)
     width = encoder.contract.width
-    out = np.empty((slide.n_spots, embeddings.N_VARIANTS, width), np.float16)
+    out = np.empty((slide.n_spots, variants, width), np.float16)
     for rows, values in zip(chunks, _run(jobs, min(workers, len(chunks)))):
-        out[rows.start : rows.stop] = values
+        out[rows.start : rows.stop] = values[:, :variants]
         if progress is not None:
             progress(rows.stop, slide.n_spots, f"embedding the patches of {slide.id}")
     _check_finite(out, slide, encoder.contract.name)
@@ -116,7 +206,7 @@ def _encode(
 ) -> Float16[np.ndarray, "n v c"]:
     """Embeddings of those crops; runs in a worker."""
     contract = encoder.contract
-    values = encoder.encode(_resize(crops, contract.input_px))
+    values = encoder.encode(_resize(crops, contract.input_px, contract.resize))
     expected = (len(crops), embeddings.N_VARIANTS, contract.width)
     if values.shape != expected:
         raise errors.EncoderMismatchError(
@@ -169,13 +259,20 @@ def _read(
 
 
 def _resize(
-    crops: UInt8[np.ndarray, "n side side 3"], out_px: int
+    crops: UInt8[np.ndarray, "n side side 3"], out_px: int, resize: str
 ) -> UInt8[np.ndarray, "n px px 3"]:
-    """The crops at another size, by Lanczos resampling; the same array where it has that size."""
+    """The crops at another size; the same array where it has that size."""
+    if resize not in FILTERS:
+        raise errors.EncoderMismatchError(
+            "patches cannot be resampled so",
+            expected=f"one of {', '.join(FILTERS)}",
+            found=repr(resize),
+            fix="Correct the field 'resize' of the encoder's contract",
+        )
     if crops.shape[1] == out_px:
         return crops
     out = np.empty((len(crops), out_px, out_px, 3), np.uint8)
     for place, crop in enumerate(crops):
-        resized = Image.fromarray(crop).resize((out_px, out_px), Image.Resampling.LANCZOS)
+        resized = Image.fromarray(crop).resize((out_px, out_px), FILTERS[resize])
         out[place] = np.asarray(resized)
     return out

@@ -51,7 +51,8 @@ class _Job:
     read: Read
     out: pathlib.Path
     panel: genes_lib.Panel
-    encoder: embeddings_lib.Encoder
+    encoder: embeddings_lib.Encoder | embeddings_lib.Embedder
+    variants: int
     shards: int | None
     workers: int
     progress: Progress | None
@@ -68,7 +69,8 @@ def prepare(
     n_genes: int = 200,
     n_variable: int = genes_lib.N_VARIABLE,
     panel_slides: Literal["train", "all"] = "train",
-    encoder: str | embeddings_lib.Encoder = "texture",
+    encoder: str | embeddings_lib.Encoder | embeddings_lib.Embedder = "texture",
+    variants: int = embeddings_lib.N_VARIANTS,
     shards: int | None = None,
     workers: int = 1,
     progress: Progress | None = None,
@@ -95,7 +97,10 @@ def prepare(
       n_variable: the most variable genes of each slide that it selects among.
       panel_slides: "train" selects on the slides not in `test`; "all" on every slide, as Stem is
         published, which lets test counts choose the genes.
-      encoder: name of the patch encoder, or an encoder; ``none`` needs no images.
+      encoder: name of a built-in patch encoder, an encoder, or embeddings made earlier; ``none``
+        needs no images.
+      variants: flips and turns of each patch to embed, 1 to 8: training draws among them,
+        predictions use the first. Fewer are written where files of embeddings have no more.
       shards: files that a slide's records are spread over; None for as few as keep each below
         128 MB.
       workers: processes that embed patches.
@@ -140,6 +145,7 @@ def prepare(
         out=out,
         panel=panel,
         encoder=encoder,
+        variants=variants,
         shards=shards,
         workers=workers,
         progress=progress,
@@ -153,7 +159,7 @@ def prepare(
         genes=panel.genes,
         panel=panel,
         contract=encoder.contract,
-        variants=embeddings_lib.N_VARIANTS,
+        variants=variants,
         slides={},
         folders={},
     )
@@ -276,12 +282,17 @@ def _embed(
 ) -> tuple[slides.Slide, np.ndarray] | None:
     """The slide and its embeddings; None where its records are there and whole."""
     slide = job.read(slide_id)
+    if isinstance(job.encoder, embeddings_lib.Embedder):
+        given = job.encoder.sources(slide)
+        slide = dataclasses.replace(slide, sources={**slide.sources, **given})
     if earlier.is_written(job.out, slide, job.panel, job.encoder.contract):
         return None
     # Fails on a slide without any gene of the panel, before the patches are embedded.
     genes_lib.panel_counts(slide, job.panel.genes)
     tell(f"{slide_id}: embedding {slide.n_spots} spots")
-    vectors = patches.embed_slide(slide, job.encoder, workers=job.workers, progress=job.progress)
+    vectors = patches.embed_slide(
+        slide, job.encoder, variants=job.variants, workers=job.workers, progress=job.progress
+    )
     return slide, vectors
 
 

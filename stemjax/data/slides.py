@@ -1,6 +1,6 @@
 """One slide: raw counts of spots, where they lie, and the image they lie on.
 
-Every reader (`stemjax.data.st`, `stemjax.data.hest`) returns a `Slide`, and what a slide promises
+Every reader (`stemjax.data.layouts`) returns a `Slide`, and what a slide promises
 is checked once, when it is made: counts are non-negative whole numbers (all of them are looked at,
 not a sample), names are unique, and every spot's centre is inside the image. The rest of the
 system relies on it.
@@ -54,6 +54,7 @@ class Slide:
       spot_diameter_um: diameter of a spot in micrometres.
       sources: SHA-256 of each file read, by file name.
       notes: what a reader left out, in words.
+      measured: False for an image alone: then there is no gene, and ``counts`` has no column.
       labels: what is known of each spot beside its counts, such as a pathologist's region or an
         expression cluster: one string a spot by the label's name, "" where a spot has none. A name
         is of letters, digits, ``_ -``, and no column that predictions have of their own.
@@ -76,6 +77,7 @@ class Slide:
     spot_diameter_um: float
     sources: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    measured: bool = True
     labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -247,7 +249,13 @@ def _refuse_counts(slide: Slide, counts: scipy.sparse.csr_array, bad: np.ndarray
 
 def _check_shapes(slide: Slide) -> None:
     n_spots, n_genes = cast(tuple[int, int], slide.counts.shape)
-    if n_spots == 0 or n_genes == 0:
+    if not slide.measured and n_genes:
+        raise errors.SlideError(
+            f"slide {slide.id} is an image alone, but has counts",
+            expected="no gene, or measured=True",
+            found=f"{n_genes} genes",
+        )
+    if n_spots == 0 or (n_genes == 0 and slide.measured):
         raise errors.SlideError(
             f"slide {slide.id} is empty",
             expected="at least one spot and one gene",

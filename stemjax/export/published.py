@@ -18,7 +18,8 @@ import numpy as np
 
 from stemjax import __version__, config, errors
 from stemjax.data import embeddings, genes, integrity, space, transforms
-from stemjax.export import tensors, torchfile, torchstream
+from stemjax.export import tensors
+from stemjax.foreign import torchfile, torchstream
 from stemjax.models import stem
 from stemjax.train import checkpoint
 from stemjax.typing import Params

@@ -9,7 +9,8 @@ import pytest
 import scipy.sparse
 
 from stemjax import errors
-from stemjax.data import genes, slides, st
+from stemjax.data import genes, slides
+from stemjax.data.layouts import st
 
 
 def make_slide(counts, names=None, slide_id="S1"):

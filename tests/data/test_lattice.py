@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from stemjax import errors
-from stemjax.data import lattice, slides, st
+from stemjax.data import lattice, slides
+from stemjax.data.layouts import st
 
 
 def sites(kind, columns, rows):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from stemjax import errors
-from stemjax.data import points, st, tissue
+from stemjax.data import points, tissue
+from stemjax.data.layouts import st
 
 
 def st_block(columns, rows, first=(5, 7)):

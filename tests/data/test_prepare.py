@@ -15,7 +15,8 @@ import scipy.sparse
 import small_slides as made
 
 from stemjax import errors
-from stemjax.data import builder, embeddings, genes, integrity, prepare, records, st
+from stemjax.data import builder, embeddings, genes, integrity, prepare, records
+from stemjax.data.layouts import st
 
 IDS = ("A", "B", "C")
 NAMES = tuple(f"G{i}" for i in range(30))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stemjax import errors
-from stemjax.data import images, st, tissue
+from stemjax.data import images, tissue
+from stemjax.data.layouts import st
 
 
 def block(columns, rows, without=()):

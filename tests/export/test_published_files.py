@@ -24,7 +24,8 @@ import pytest
 from stemjax import config, errors, tasks
 from stemjax.data import genes, transforms
 from stemjax.diffusion import sampler
-from stemjax.export import published, torchfile
+from stemjax.export import published
+from stemjax.foreign import torchfile
 
 PARITY = pathlib.Path(__file__).resolve().parents[1] / "parity"
 SMALL = PARITY / "fixtures" / "small.pt"

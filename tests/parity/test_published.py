@@ -21,7 +21,8 @@ import toy_networks
 
 from stemjax import tasks
 from stemjax.diffusion import ddpm, rules, sampler
-from stemjax.export import published, torchfile
+from stemjax.export import published
+from stemjax.foreign import torchfile
 from stemjax.models import stem
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"

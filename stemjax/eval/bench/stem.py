@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from stemjax import config, errors
-from stemjax.data import hest, prepare, records, splits, transforms
+from stemjax.data import prepare, records, splits, transforms
+from stemjax.data.layouts import hest
 from stemjax.eval import baselines, metrics
 from stemjax.eval.bench import published, rows, trained
 

@@ -16,7 +16,8 @@ from scipy.stats import pearsonr
 from sklearn import linear_model, neighbors, preprocessing
 
 from stemjax import cli, config, errors
-from stemjax.data import genes, hest, records
+from stemjax.data import genes, records
+from stemjax.data.layouts import hest
 from stemjax.eval.bench import published, stem, trained
 
 TEST = "NCBI667"

@@ -10,7 +10,7 @@ import scipy.sparse
 from scipy import stats
 from skimage import metrics as skimage_metrics
 
-from stemjax.data import st
+from stemjax.data.layouts import st
 from stemjax.eval import metrics
 
 EXACT = 1e-12  # float64 sums over some hundred spots, with a margin

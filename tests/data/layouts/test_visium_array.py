@@ -6,7 +6,8 @@ import pytest
 import visium_folders as made
 
 from stemjax import errors
-from stemjax.data import slides, visium_array
+from stemjax.data import slides
+from stemjax.data.layouts import visium_array
 
 EXCHANGED = {
     "pxl_row_in_fullres": "pxl_col_in_fullres",

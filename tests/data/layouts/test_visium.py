@@ -8,7 +8,8 @@ import visium_folders as made
 from PIL import Image
 
 from stemjax import cli, errors
-from stemjax.data import records, slides, visium
+from stemjax.data import records, slides
+from stemjax.data.layouts import visium
 
 
 @pytest.fixture

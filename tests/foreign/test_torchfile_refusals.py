@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from stemjax import errors
-from stemjax.export import torchfile, torchstream
+from stemjax.foreign import torchfile, torchstream
 
 GOLDEN = pathlib.Path(__file__).parent / "golden.pt"
 FLOATS = np.arange(6, dtype=np.float32).tobytes()

@@ -26,7 +26,8 @@ import scipy.sparse
 from jaxtyping import Float
 
 from stemjax import errors
-from stemjax.data import images, slides, st_labels
+from stemjax.data import images, slides
+from stemjax.data.layouts import st_labels
 
 SPOT_PITCH_UM = 200.0
 """Distance between the centres of neighbouring spots of the array."""

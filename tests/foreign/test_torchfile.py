@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stemjax import errors
-from stemjax.export import torchfile
+from stemjax.foreign import torchfile
 
 HERE = pathlib.Path(__file__).parent
 KINDS = ["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]

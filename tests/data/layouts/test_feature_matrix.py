@@ -9,7 +9,7 @@ import pytest
 import visium_folders as made
 
 from stemjax import errors
-from stemjax.data import feature_matrix
+from stemjax.data.layouts import feature_matrix
 
 
 @pytest.fixture

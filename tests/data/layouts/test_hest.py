@@ -11,7 +11,8 @@ import scipy.sparse
 import tifffile
 
 from stemjax import cli, errors
-from stemjax.data import hest, records, slides
+from stemjax.data import records, slides
+from stemjax.data.layouts import hest
 
 anndata = pytest.importorskip("anndata")
 

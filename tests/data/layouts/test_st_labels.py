@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from stemjax import errors
-from stemjax.data import slides, st, st_labels
+from stemjax.data import slides
+from stemjax.data.layouts import st, st_labels
 
 SPOTS = [(x, y) for x in range(2, 6) for y in range(3, 7)]
 NAMES = [f"{x}x{y}" for x, y in SPOTS]

@@ -13,7 +13,7 @@ import scipy.io
 import scipy.sparse
 from PIL import Image
 
-from stemjax.data import visium_array
+from stemjax.data.layouts import visium_array
 
 PITCH_PX = 48.0
 MPP = 100 / PITCH_PX

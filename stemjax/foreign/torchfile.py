@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from stemjax import errors
-from stemjax.export import torchstream
-from stemjax.export.torchstream import COPY_AGAIN, Record, Tensor, quoted, refused
+from stemjax.foreign import torchstream
+from stemjax.foreign.torchstream import COPY_AGAIN, Record, Tensor, quoted, refused
 
 __all__ = ["Tensor", "read", "write"]
 

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from stemjax import errors
-from stemjax.data import feature_matrix, images, slides, visium_array
+from stemjax.data import images, slides
+from stemjax.data.layouts import feature_matrix, visium_array
 
 FULLRES_DIAMETER_UM = 65.0
 """What ``spot_diameter_fullres`` spans: a theoretical spot, larger than the real ones of 55 um."""

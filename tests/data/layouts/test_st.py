@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from stemjax import errors
-from stemjax.data import slides, st
+from stemjax.data import slides
+from stemjax.data.layouts import st
 
 GENES = ("ACTB", "ERBB2", "NA", "CD3E")  # NA: a name that readers of tables take for nothing
 SPOTS = [(x, y) for x in range(2, 7) for y in range(3, 8)]
