@@ -15,14 +15,40 @@ from ml_collections import config_flags
 from stemjax import errors
 
 
+SHIPPED = (
+    pathlib.Path(__file__).with_name("experiments"),  # in a wheel
+    pathlib.Path(__file__).parents[1] / "configs",  # in a checkout
+)
+
+
+def find(name: str) -> str:
+    """Returns the file of an experiment: a path, or the name of one that comes with the package."""
+    if pathlib.Path(name.split(":")[0]).is_file() or not name.isidentifier():
+        return name
+    for folder in SHIPPED:
+        if (folder / f"{name}.py").is_file():
+            return str(folder / f"{name}.py")
+    return name
+
+
 def load(path: str, overrides: Sequence[str]) -> Any:
     """Returns the ml_collections.ConfigDict of a file, with ``--config.train.steps=10`` and such.
+
+    Args:
+      path: the file, or the name of an experiment that comes with the package: ``histosge``.
+      overrides: arguments of the command line.
 
     Raises:
       ConfigError: no such file, it cannot be run, an unknown key, or a value of another type.
     """
+    path = find(path)
     if not pathlib.Path(path.split(":")[0]).is_file():
-        raise errors.ConfigError(f"no configuration file {path}", fix="see configs/ for examples")
+        known = sorted({file.stem for folder in SHIPPED for file in folder.glob("*.py")})
+        raise errors.ConfigError(
+            f"no configuration file {path}",
+            expected=f"a file, or one of {', '.join(known)}",
+            fix="see configs/ for examples",
+        )
     for argument in overrides:
         if not argument.startswith("--config."):
             raise errors.ConfigError(

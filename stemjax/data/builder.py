@@ -58,6 +58,7 @@ class SlideInfo:
       thumbnail_scale: thumbnail pixels per level-0 pixel; None where there was no image.
       sources: SHA-256 of each file that the slide was read from.
       notes: what the readers noticed.
+      measured: False for an image alone, which has no count of any gene.
       digest: SHA-256 over everything that the records depend on; equal digests, equal records.
     """
 
@@ -72,6 +73,7 @@ class SlideInfo:
     sources: Mapping[str, str]
     notes: tuple[str, ...]
     digest: str
+    measured: bool = True
 
 
 @dataclasses.dataclass
@@ -235,6 +237,7 @@ def write_slide(
         sources=dict(slide.sources),
         notes=slide.notes + (() if no_image.is_of(contract) else _empty_notes(stored)),
         digest=slide_digest(slide, panel=panel, contract=contract),
+        measured=slide.measured,
     )
     metadata = {
         "format": FORMAT,

@@ -38,6 +38,8 @@ STANDARD_ERROR = "stemjax_se"
 MEASURED = recovered.MEASURED
 FEATURES = "X_stemjax"
 FEATURE_ROWS = 256
+SCALE_TOLERANCE = 1.25
+"""Patches may be so much larger or smaller than those of the training slides, unremarked."""
 QUANTILE = "stemjax_q{:g}"
 IMAGE = "hires"
 """Name of the image in ``uns["spatial"]``: the one that scanpy and squidpy plot unasked."""
@@ -345,8 +347,27 @@ def provenance(
         "weights": trained.weights,
         "stemjax_version": __version__,
         "model": json.dumps(card.to_json()),
+        "warnings": list(warnings(card, info)),
         "notice": "Research use only. Not for clinical or diagnostic use.",
     }
+
+
+def warnings(card: checkpoint.Card, info: records.SlideInfo) -> tuple[str, ...]:
+    """Returns what makes a model doubtful on a slide, in words: patches of another scale.
+
+    Where the encoder's contract has no field of view, a patch is so many pixels, whatever they
+    span: then a slide of another pixel size shows the model other tissue than it learned from.
+    """
+    if card.patch_um is None or not info.patch_um:
+        return ()
+    low, high = card.patch_um
+    if low / SCALE_TOLERANCE <= info.patch_um <= high * SCALE_TOLERANCE:
+        return ()
+    span = f"{low:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
+    return (
+        f"patches of {info.patch_um:.0f} um at {info.mpp:.3g} um/px, but the model was trained on "
+        f"patches of {span} um: expect it to be wrong, or read the image at another scale",
+    )
 
 
 def write(prediction: anndata.AnnData, path: str | pathlib.Path) -> None:

@@ -111,7 +111,14 @@ def open_truth(text: str) -> Source:
 
 
 def _of_records(records: spot_records.Records, slide: str) -> Truth:
-    info, table = records.require(slide), records.load([slide])
+    info = records.require(slide)
+    if not info.measured:
+        raise errors.PredictionError(
+            f"slide {slide} was not measured: its records are of an image alone",
+            expected="counts to compare with",
+            fix="evaluate on slides with counts",
+        )
+    table = records.load([slide])
     image = None
     if info.thumbnail_scale is not None:
         pixels, scale = records.thumbnail(slide)

@@ -24,6 +24,8 @@ class Card:
       split: train, val and test slides, and what kind of test that is.
       panel: how the genes were chosen, and on which slides.
       versions: stemjax, jax and flax.
+      patch_um: smallest and largest side of a patch among the training slides, um; None where it is
+        not known, or there were no patches.
       start: of a run that went on from another's weights, which those were, and what they had
         seen; else None.
     """
@@ -34,6 +36,7 @@ class Card:
     split: dict[str, Any]
     panel: dict[str, Any]
     versions: dict[str, str]
+    patch_um: tuple[float, float] | None = None
     start: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -47,6 +50,8 @@ class Card:
             "panel": self.panel,
             "versions": self.versions,
         }
+        if self.patch_um is not None:
+            values["patch_um"] = list(self.patch_um)
         return values if self.start is None else {**values, "start": self.start}
 
     @classmethod
@@ -71,6 +76,7 @@ class Card:
                 split=values["split"],
                 panel=values["panel"],
                 versions=values["versions"],
+                patch_um=_range(values.get("patch_um")),
                 start=_start(values.get("start")),
             )
         except KeyError as error:
@@ -93,6 +99,16 @@ class Card:
     def _make_task(self, experiment: config.Experiment) -> tasks.AnyTask:
         genes, condition = len(self.space.genes), self.contract.width
         return config.make_task(experiment, genes=genes, condition=condition)
+
+
+def _range(found: Any) -> tuple[float, float] | None:
+    if found is None:
+        return None
+    if isinstance(found, list) and len(found) == 2 and all(type(v) in (int, float) for v in found):
+        return float(found[0]), float(found[1])
+    raise errors.CheckpointError(
+        "checkpoint card: patch_um", expected="two lengths in um, or nothing", found=repr(found)
+    )
 
 
 def _start(found: Any) -> dict[str, Any] | None:

@@ -101,6 +101,7 @@ def gather(
         the weights to start from have seen.
     """
     split = choose_split(experiment, source.patients)
+    _require_measured(split, source)
     shown = choose_rows(experiment, source, split)
     seen = split.seen_by_panel(source.panel.slides)
     if seen and not experiment.data.allow_seen_panel:
@@ -137,6 +138,7 @@ def gather(
             "stemjax": __version__,
             **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
         },
+        patch_um=_patch_range(split, source),
         start=None if origin is None else origin.about,
     )
     schedule = pipeline.Schedule(
@@ -162,6 +164,24 @@ def gather(
         source=source,
         shown=shown,
     )
+
+
+def _require_measured(split: splits.Split, source: records.Records) -> None:
+    """Refuses slides that are an image alone: there is nothing to learn or to test on them."""
+    alone = [s for s in (*split.fitted, *split.val) if not source.slides[s].measured]
+    if alone:
+        raise errors.SplitError(
+            f"slide {', '.join(alone[:5])} of these records",
+            expected="slides with counts, to train on",
+            found="an image alone",
+            fix="name the slides to train on: config.data.train, or prepare it into another folder",
+        )
+
+
+def _patch_range(split: splits.Split, source: records.Records) -> tuple[float, float] | None:
+    """Returns how large the patches of the training slides are on the tissue."""
+    sides = [source.slides[slide].patch_um for slide in split.fitted]
+    return (min(sides), max(sides)) if sides and min(sides) > 0 else None
 
 
 def _lay_out(

@@ -100,10 +100,11 @@ def make_inputs(
 def measured_spots(card: checkpoint.Card, table: records.Table) -> Bool[np.ndarray, " l"]:
     """Returns which spots of one slide's table the model was given as measured.
 
-    All of them, or for a slide that it recovers those that were not hidden.
+    All of them, or for a slide that it recovers those that were not hidden; of an image alone none.
     """
+    known = np.asarray(table.mask != 0).any(axis=1)
     hiding = hiding_of(card, table.slides[0])
-    return np.ones(table.n, bool) if hiding is None else ~hidden_rows(table, hiding)
+    return known if hiding is None else known & ~hidden_rows(table, hiding)
 
 
 def hiding_of(card: checkpoint.Card, slide: str) -> Hiding | None:

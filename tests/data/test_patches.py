@@ -239,3 +239,61 @@ def test_no_worker():
     with pytest.raises(errors.ConfigError, match="workers") as caught:
         patches.embed_slide(ramp_slide(2), MeanColour(), workers=0)
     assert caught.value.found == "0"
+
+
+def test_a_field_of_view_decides_the_side():
+    slide = make_slide(images.ArrayImage(coordinates()), [(350, 350)])
+    wide = dataclasses.replace(texture.CONTRACT, fov_um=300.0 * slide.mpp, input_px=100)
+    assert patches.patch_side_px(slide, wide) == 300
+    assert patches.patch_side_px(slide, texture.CONTRACT) == patches.patch_side_px(slide)
+
+
+@pytest.mark.parametrize("resize", list(patches.FILTERS))
+def test_patches_are_brought_to_size_by_the_contract_s_filter(resize):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    slide = make_slide(images.ArrayImage(pixels), [(350, 350)])
+    got = patches.read_patches(slide, [0], side=64, out_px=24, resize=resize)[0]
+    filter_ = getattr(Image.Resampling, resize.upper())
+    expected = Image.fromarray(pixels[318:382, 318:382]).resize((24, 24), filter_)
+    assert_array_equal(got, np.asarray(expected))
+    with pytest.raises(errors.EncoderMismatchError, match="nearest"):
+        patches.read_patches(slide, [0], side=64, out_px=24, resize="nearest")
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(3, 1), (4, 3), (50, 2)])
+def test_batches_are_the_slide_in_order(batch, workers):
+    slide = ramp_slide(8)
+    contract = dataclasses.replace(texture.CONTRACT, input_px=32)
+    batches = list(patches.patch_batches(slide, contract, batch=batch, workers=workers))
+    assert [row for rows, _ in batches for row in rows] == list(range(8))
+    assert max(len(rows) for rows, _ in batches) <= batch
+    side = patches.patch_side_px(slide)
+    whole = patches.read_patches(slide, range(8), side=side, out_px=32)
+    assert_array_equal(np.concatenate([pixels for _, pixels in batches]), whole)
+
+
+def test_only_so_many_batches_wait():
+    image = LockedImage(coordinates())
+    slide = make_slide(image, [(350, 350)] * 40)
+    reading = patches.patch_batches(slide, texture.CONTRACT, batch=2, workers=1, ahead=2)
+    next(reading)
+    reading.close()
+    assert image.reads <= 2 * (1 + 2 + 1)
+
+
+def test_a_damaged_image_ends_the_batches():
+    image = LockedImage(coordinates(), fails_after=5)
+    slide = make_slide(image, [(350, 350)] * 12)
+    with pytest.raises(errors.ImageError, match="damaged"):
+        list(patches.patch_batches(slide, texture.CONTRACT, batch=2, workers=1))
+
+
+def test_as_many_variants_as_are_asked_for():
+    slide = ramp_slide(3)
+    every = patches.embed_slide(slide, MeanColour())
+    assert_array_equal(patches.embed_slide(slide, MeanColour(), variants=2), every[:, :2])
+    for wrong in (0, 9):
+        with pytest.raises(errors.ConfigError, match="variants"):
+            patches.embed_slide(slide, MeanColour(), variants=wrong)
