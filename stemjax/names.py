@@ -17,7 +17,7 @@ LADDERS = ("karras", "log_uniform", "vp_linear", "vp_cosine", "ddpm")
 VALUE_SPACES = ("log2p1", "log1p", "log1p_cp10k")
 """Units of expression; see `stemjax.data.transforms`."""
 
-LAYOUTS = ("st", "hest", "visium")
+LAYOUTS = ("st", "hest", "visium", "visium-hd", "xenium", "h5ad", "spatialdata", "image")
 """How folders of slides are laid out; see `stemjax.data.layouts`."""
 
 DOMAIN_METHODS = ("kmeans", "gmm", "leiden")

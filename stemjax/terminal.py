@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TextIO
 
@@ -100,6 +101,26 @@ class Bar:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+def wanted(show: bool | None) -> bool:
+    """Returns whether progress is to be shown: where nobody says, in a terminal alone."""
+    return is_live(sys.stderr) if show is None else show
+
+
+@contextlib.contextmanager
+def shown(title: str, show: bool | None) -> Iterator[Bar | None]:
+    """Gives a bar, or None where nothing is to be shown.
+
+    Args:
+      title: of the work.
+      show: None shows it in a terminal alone: a notebook or a log that did not ask stays quiet.
+    """
+    if not wanted(show):
+        yield None
+        return
+    with Bar(title) as bar:
+        yield bar
 
 
 class TrainingLine:

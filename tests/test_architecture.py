@@ -27,14 +27,20 @@ LAYERS = [
     ("stemjax.eval.metrics", 1),
     ("stemjax.tasks", 2),
     ("stemjax.eval.baselines", 2),
+    ("stemjax.encoders", 2),
     ("stemjax.config", 3),
     ("stemjax.train", 4),
     ("stemjax.eval", 4),
     ("stemjax.export", 4),
     ("stemjax.configfile", 5),
     ("stemjax.terminal", 5),
+    ("stemjax.pp", 5),
+    ("stemjax.tl", 5),
+    ("stemjax.pl", 5),
+    ("stemjax.reading", 5),
     ("stemjax.demo", 5),
     ("stemjax.serving", 5),
+    ("stemjax.integrations", 5),
     ("stemjax.cli", 5),
     ("stemjax", 0),
 ]
@@ -44,7 +50,7 @@ ONLY_IN = {
     "tensorflow_datasets": ("stemjax.data.records", "stemjax.data.builder"),
     "orbax": ("stemjax.train.checkpoint",),
     "safetensors": ("stemjax.export",),
-    "huggingface_hub": ("stemjax.export.hub",),
+    "huggingface_hub": ("stemjax.export.hub", "stemjax.encoders.hub"),
     "rich": ("stemjax.terminal",),
     "scoringrules": ("stemjax.eval.metrics",),
     "jinja2": ("stemjax.eval.report",),
@@ -53,8 +59,12 @@ ONLY_IN = {
     "uvicorn": ("stemjax.serving",),
     "pydantic": ("stemjax.serving",),
     "prometheus_client": ("stemjax.serving",),
+    "spatialdata": ("stemjax.integrations.spatialdata",),
+    "geopandas": ("stemjax.integrations.spatialdata",),
+    "shapely": ("stemjax.integrations.spatialdata",),
 }
 FORBIDDEN = ("torch", "tensorflow", "scanpy", "pickle", "cloudpickle", "dill", "joblib.load")
+FORBIDDEN += ("squidpy", "lazyslide")  # they take what we write, and are never imported
 # A file for PyTorch users, which nothing here imports (tests/export/test_torch_edm.py).
 FOR_PYTORCH = "stemjax.export.reference.stem_edm"
 

@@ -57,7 +57,7 @@ def test_sections_without_images_are_prepared_on_request(folder, capsys):
 def test_an_unknown_encoder_is_told_both_names(folder, capsys):
     (folder / "ST-cnts" / "Q1.tsv.gz").unlink()
     assert cli.main(command(folder, "--encoder", "nothing")) == 1
-    assert "one of texture, none" in capsys.readouterr().err
+    assert "stemjax encode --list" in capsys.readouterr().err
 
 
 def tree(out):

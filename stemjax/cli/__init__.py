@@ -19,9 +19,11 @@ from stemjax.cli import (
     bench,
     calibrate,
     compare,
+    convert,
     demo,
     densify,
     domains,
+    encode,
     evaluate,
     exchange,
     models,
@@ -37,7 +39,15 @@ from stemjax.cli import (
 
 NOTICE = "Research use only. Not for clinical or diagnostic use."
 
-_COMPILE = ("demo", "train", "calibrate", "predict", "evaluate", "report", "bench")
+_COMPILE = (
+    "demo",
+    "train",
+    "calibrate",
+    "predict",
+    "evaluate",
+    "report",
+    "bench",
+)
 _COMPILE += ("recover", "densify", "serve", "models", "push", "pull")
 """Commands that run networks."""
 
@@ -104,10 +114,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stemjax {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, prepare, split, train, calibrate, predict):
+    for command in (demo, encode, prepare, split, train, calibrate, predict):
         command.add(commands)
     for command in (recover, densify, domains):
         command.add(commands)
-    for command in (evaluate, report, compare, bench, exchange, models, serve):
+    for command in (evaluate, report, convert, compare, bench, exchange, models, serve):
         command.add(commands)
     return parser

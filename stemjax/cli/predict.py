@@ -1,4 +1,4 @@
-"""``stemjax predict``: a slide's expression into an .h5ad, or many slides' into a folder."""
+"""``stemjax predict``: expression of a slide on disk or in records, or of many, into .h5ad."""
 
 from __future__ import annotations
 
@@ -6,26 +6,35 @@ import argparse
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stemjax import errors, names
-from stemjax.cli import cohort, options
+from stemjax.cli import cohort, encoding, options, reading
 
 if TYPE_CHECKING:
     import anndata
 
-    from stemjax import tasks
+    from stemjax import tasks, terminal
+    from stemjax.train.trained import Trained
 
 
 def add(commands: options.Commands) -> None:
     """Adds the sub-command ``predict``."""
     parser = commands.add_parser(
-        "predict", help="predict the expression of a slide, or of many, into .h5ad"
+        "predict",
+        help="predict the expression of a slide, or of many, into .h5ad",
+        description="Of SLIDE, an image or a folder in any layout: tissue, spots, patches, "
+        "encoder, sampling. Or of slides that `stemjax prepare` wrote: --records.",
+    )
+    parser.add_argument(
+        "path", nargs="?", type=pathlib.Path, metavar="SLIDE", help="a slide that has no records"
     )
     options.add_checkpoint(parser)
-    options.add_records(parser)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--slide", metavar="ID", help="one slide, into the file -o")
+    parser.add_argument("--records", metavar="DIRS", help="record folders, comma-separated")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--slide", metavar="ID", help="one slide, into the file -o (default: the only one there is)"
+    )
     which.add_argument(
         "--slides",
         metavar="IDS|all|test",
@@ -50,10 +59,13 @@ def add(commands: options.Commands) -> None:
     )
     cohort.add_flags(parser)
     options.add_processes(parser)
+    encoding.add_flags(parser, default="the model's")
+    reading.add_flags(parser, default=reading.AUTO)
+    options.add_workers(parser)
     options.add_sampling(parser)
     _add_summary(parser)
     _add_steering(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, wrong_usage=parser.error)
 
 
 def _add_summary(parser: argparse.ArgumentParser) -> None:
@@ -141,61 +153,114 @@ def _intervals(result: anndata.AnnData, args: argparse.Namespace, *, steered: bo
     )
 
 
-def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    import numpy as np
+def _check(args: argparse.Namespace) -> None:
+    """Ends the command as wrong usage where the flags name no slide, or two ways to it."""
+    if (args.path is None) == (args.records is None):
+        what = "neither" if args.path is None else "both"
+        args.wrong_usage(f"give SLIDE, an image or a folder, or --records: found {what}")
+    if args.path is not None and args.slides is not None:
+        args.wrong_usage("--slides needs --records: prepare the slides first")
+    if args.records is not None and args.slides is None and args.slide is None:
+        args.wrong_usage("--records needs --slide or --slides beside it")
 
+
+def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax import tasks, terminal
     from stemjax.data import genes, records
     from stemjax.eval import cohort as cohort_lib
-    from stemjax.eval import draw_files, mismatch, predict, steering
+    from stemjax.eval import predict, steering
     from stemjax.export import bundle
 
+    _check(args)
     cohort.check(args)
     asked = options.sampling(args)
     sampling = tasks.Sampling(**asked)  # what cannot be is named before a model is read
     summary = _summary(args, sampling)
     trained = bundle.open_model(args.checkpoint, weights=args.weights)
     sampling = trained.card.task.sampling(**asked)
-    # Of many slides those that can be read are predicted.
-    unreadable: dict[pathlib.Path, errors.RecordsError] = {}
-    source = records.open_records(
-        *names.split_names(args.records),
-        damaged=None if args.slides is None else unreadable.__setitem__,
-    )
     steer = steering.Steering(
         scale=args.guidance,
         weak=bundle.open_model(args.guide) if args.guide else None,
         given=genes.read_gene_list(args.given).genes if args.given else (),
         method=args.given_method,
     )
-    job = cohort_lib.Job(
-        trained=trained,
-        source=source,
-        sampling=sampling,
-        seed=args.seed,
-        rows=args.rows,
-        summary=summary,
-        steer=steer,
-        divergence=args.likelihood,
-        draws="zarr" if args.draws == "zarr" else "h5ad",
+    asked = {
+        "seed": args.seed,
+        "rows": args.rows,
+        "summary": summary,
+        "steer": steer,
+        "divergence": args.likelihood,
+    }
+    if args.path is not None:
+        with terminal.Bar("predict") as bar:
+            result = _predict_new(trained, args, sampling, bar, asked)
+        _finish(result, args, sampling, steered=not steer.is_none)
+        return
+    # Of many slides those that can be read are predicted.
+    unreadable: dict[pathlib.Path, errors.RecordsError] = {}
+    source = records.open_records(
+        *names.split_names(args.records),
+        damaged=None if args.slides is None else unreadable.__setitem__,
     )
     if args.slides is not None:
+        draws = "zarr" if args.draws == "zarr" else "h5ad"
+        job = cohort_lib.Job(
+            trained=trained, source=source, sampling=sampling, draws=draws, **asked
+        )
         cohort.run(job, args, unreadable)
         return
     with terminal.Bar("predict") as bar:
-        result = predict.predict_slide(
-            trained,
-            source,
-            args.slide,
-            sampling,
-            seed=args.seed,
-            rows=args.rows,
-            summary=summary,
-            steer=steer,
-            divergence=args.likelihood,
-            progress=bar,
-        )
-    if job.draws == "zarr":
+        result = predict.predict_slide(trained, source, args.slide, sampling, **asked, progress=bar)
+    _finish(result, args, sampling, steered=not steer.is_none)
+
+
+def _predict_new(
+    trained: Trained,
+    args: argparse.Namespace,
+    sampling: tasks.Sampling,
+    bar: terminal.Bar,
+    asked: dict[str, Any],
+) -> anndata.AnnData:
+    """The prediction of a slide that no records hold."""
+    from stemjax.eval import new_slide
+
+    contract = trained.card.contract
+    need_image = encoding.needs_image(args, args.encoder or contract.name)
+    list_slides, read = reading.reader(args, args.path, need_image=need_image)
+    encoder = encoding.make_for(args, contract)
+    slide = args.slide
+    if slide is None:
+        there = list_slides()
+        if len(there) != 1:
+            raise errors.ConfigError(
+                f"which slide of {args.path}",
+                expected="--slide ID",
+                found=", ".join(there[:10]) or "no slide",
+            )
+        slide = there[0]
+    bar(0, 1, f"reading {slide}")
+    found = read(slide)
+    for note in found.notes:
+        print(f"{slide}: {note}")  # noqa: T201
+    return new_slide.predict_new_slide(
+        trained, found, encoder, sampling, workers=args.workers, progress=bar, **asked
+    )
+
+
+def _finish(
+    result: anndata.AnnData,
+    args: argparse.Namespace,
+    sampling: tasks.Sampling,
+    *,
+    steered: bool,
+) -> None:
+    """Writes one slide's prediction, and says what it is."""
+    import numpy as np
+
+    from stemjax.eval import cohort as cohort_lib
+    from stemjax.eval import draw_files, mismatch, predict
+
+    if args.draws == "zarr":
         store = args.output.with_suffix(".draws.zarr")
         draw_files.move_out(result, store, block=cohort_lib.BLOCK)
         print(f"{store}: the draws")  # noqa: T201
@@ -208,7 +273,9 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     if predict.STANDARD_ERROR in result.layers:
         error = np.asarray(result.layers[predict.STANDARD_ERROR]).mean()
         print(f"  standard error of the mean of the draws: {error:.3f} on average")  # noqa: T201
-    print(f"  {_intervals(result, args, steered=not steer.is_none)}")  # noqa: T201
+    for warning in result.uns["stemjax"]["warnings"]:
+        print(f"  WARNING: {warning}")  # noqa: T201
+    print(f"  {_intervals(result, args, steered=steered)}")  # noqa: T201
     if mismatch.NLL in result.obs:
         own, other = (np.asarray(result.obs[key]) for key in (mismatch.NLL, mismatch.NLL_OTHER))
         print(  # noqa: T201

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stemjax import errors, names
-from stemjax.cli import options
+from stemjax.cli import encoding, options, reading
 
 if TYPE_CHECKING:
-    from stemjax.data import records, slides
+    from stemjax.data import genes, records
 
 
 def add(commands: options.Commands) -> None:
@@ -22,10 +22,7 @@ def add(commands: options.Commands) -> None:
         help="slides in, records out: gene panel, patch embeddings, counts",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--layout", choices=names.LAYOUTS, required=True, help="how DATA is laid out"
-    )
-    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="slides")
+    parser.add_argument("--data", type=pathlib.Path, required=True, metavar="PATH", help="slides")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="records")
     parser.add_argument(
         "--slides", default="", metavar="IDS", help="comma-separated slides (default: all)"
@@ -61,17 +58,31 @@ def add(commands: options.Commands) -> None:
         help="slides that choose the panel; 'all' is as published and lets test slides in "
         "(default: %(default)s)",
     )
-    parser.add_argument(
-        "--encoder",
-        default="texture",
-        help="patch encoder: texture, or none for slides without an image "
-        "(default: %(default)s, no download)",
+    panel.add_argument(
+        "--model",
+        metavar="DIR",
+        help="workdir or bundle whose genes, in their order, are the panel",
     )
     parser.add_argument(
-        "--mpp",
-        type=float,
-        metavar="UM",
-        help="pixel size in um/px, where the files do not say it (default: metadata, spot pitch)",
+        "--orthologues",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="table of human and mouse genes, for a panel of the other species",
+    )
+    parser.add_argument(
+        "--aliases",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="table of other names of genes, such as retired symbols",
+    )
+    encoding.add_flags(parser, default="texture, no download")
+    reading.add_flags(parser, default=reading.AUTO)
+    parser.add_argument(
+        "--variants",
+        type=int,
+        default=8,
+        metavar="N",
+        help="flips and turns of each patch that training draws among (default: %(default)s)",
     )
     parser.add_argument(
         "--shards",
@@ -106,19 +117,15 @@ def _files(text: str) -> int:
 
 def _prepare(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax import terminal
-    from stemjax.data import genes, layouts, no_image, prepare
+    from stemjax.data import prepare
 
     part = options.share(args.shard)
-    layout = layouts.layout(args.layout)
-    ids = names.split_names(args.slides) or tuple(layout.list_slides(args.data))
-
-    def read(slide: str) -> slides.Slide:
-        need_image = args.encoder != no_image.CONTRACT.name
-        return layout.read_slide(args.data, slide, mpp=args.mpp, need_image=need_image)
-
+    need_image = encoding.needs_image(args, args.encoder or "texture")
+    list_slides, read = reading.reader(args, args.data, need_image=need_image)
+    ids = names.split_names(args.slides) or tuple(list_slides())
     panel = {
         "test": names.split_names(args.test),
-        "genes": genes.read_gene_list(args.genes) if args.genes else None,
+        "genes": _given_panel(args),
         "n_genes": args.n_genes,
         "n_variable": args.n_variable,
         "panel_slides": args.panel_slides,
@@ -135,7 +142,9 @@ def _prepare(args: argparse.Namespace, rest: Sequence[str]) -> None:
                 args.out,
                 part=part,
                 **panel,
-                encoder=args.encoder,
+                **_tables(args),
+                encoder=encoding.make(args),
+                variants=args.variants,
                 shards=args.shards,
                 workers=args.workers,
                 progress=bar,
@@ -148,6 +157,30 @@ def _prepare(args: argparse.Namespace, rest: Sequence[str]) -> None:
         _say(f"{args.out}: nothing to do for shard {args.shard}, there are {len(ids)} slides")
         return
     _describe(written, f"{args.out}" + (f", shard {args.shard}" if part else ""))
+
+
+def _tables(args: argparse.Namespace) -> dict[str, Any]:
+    """Tables of gene names that are given."""
+    from stemjax.data import orthologues
+
+    return {
+        "orthologues": orthologues.read_orthologues(args.orthologues) if args.orthologues else None,
+        "aliases": orthologues.read_aliases(args.aliases) if args.aliases else None,
+    }
+
+
+def _given_panel(args: argparse.Namespace) -> genes.Panel | None:
+    """The panel that is given; None where one is to be chosen."""
+    from stemjax.data import genes
+
+    if args.genes:
+        return genes.read_gene_list(args.genes)
+    if args.model:
+        from stemjax.export import bundle
+
+        card = bundle.open_model(args.model).card
+        return genes.Panel(genes=tuple(card.space.genes), rule="the model's", slides=())
+    return None
 
 
 def _describe(written: records.Records, where: object) -> None:

@@ -184,6 +184,8 @@ def slide_digest(
         "panel": panel.to_json(),
         "contract": contract.to_json(),
     } | _labels(slide)
+    if not slide.measured:  # where its spots lie is a choice, and no file says it
+        made_from["spots"] = hashlib.sha256(slide.pixel_xy.tobytes()).hexdigest()
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
@@ -215,7 +217,7 @@ def write_slide(
       GenePanelError: the slide has no gene of the panel.
     """
     stored = _check_embeddings(slide, embeddings, contract)
-    counts, mask = genes_lib.panel_counts(slide, panel.genes)
+    counts, mask = genes_lib.named_counts(slide, panel.genes)
     total = np.asarray(slide.counts.sum(axis=1), np.int64).reshape(-1)
     if total.max() > np.iinfo(np.int32).max:
         raise errors.SlideError(

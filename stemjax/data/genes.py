@@ -21,7 +21,8 @@ import scipy.sparse
 from jaxtyping import Int32, UInt8
 
 from stemjax import errors
-from stemjax.data import slides
+from stemjax.data import gene_matching, slides
+from stemjax.data import orthologues as orthologue_tables
 
 N_VARIABLE = 2000
 """Highly variable genes that Stem's rule takes from each slide."""
@@ -219,25 +220,102 @@ def variable_genes(slide: slides.Slide, n: int) -> list[str]:
 
 
 def panel_counts(
-    slide: slides.Slide, genes: Sequence[str]
+    slide: slides.Slide,
+    genes: Sequence[str],
+    *,
+    orthologues: orthologue_tables.Orthologues | None = None,
+    aliases: orthologue_tables.Aliases | None = None,
 ) -> tuple[Int32[np.ndarray, "l g"], UInt8[np.ndarray, " g"]]:
     """A slide's raw counts in the order of ``genes``, and a mask of those that it measured.
 
     Where the slide lacks a gene, its counts and its mask are 0; of an image alone all are.
 
     Raises:
-      GenePanelError: the slide has none of the genes.
+      GenePanelError: as `match_panel`.
     """
-    place = {gene: i for i, gene in enumerate(slide.genes)}
+    columns = match_panel(slide, genes, orthologues=orthologues, aliases=aliases).columns
+    measured = columns >= 0
+    counts = np.zeros((slide.n_spots, len(genes)), np.int32)
+    counts[:, measured] = slide.counts[:, columns[measured]].toarray()
+    return counts, measured.astype(np.uint8)
+
+
+def match_panel(
+    slide: slides.Slide,
+    genes: Sequence[str],
+    *,
+    orthologues: orthologue_tables.Orthologues | None = None,
+    aliases: orthologue_tables.Aliases | None = None,
+) -> gene_matching.Match:
+    """Which columns of a slide are the genes of a panel, how each was found, and notes on it.
+
+    Of an image alone nothing is matched, without a note.
+
+    Raises:
+      GenePanelError: the slide has none of the genes, or names those of another species and there
+        is no table of orthologues; see `stemjax.data.gene_matching.match`.
+    """
+    if not slide.measured:
+        return gene_matching.Match(
+            columns=np.full(len(genes), -1), how=("missing",) * len(genes), notes=()
+        )
+    return gene_matching.match(
+        genes,
+        slide.genes,
+        slide.gene_ids,
+        orthologues=orthologues,
+        aliases=aliases,
+        where=f"slide {slide.id}",
+    )
+
+
+def named_as_panel(
+    slide: slides.Slide,
+    genes: Sequence[str],
+    *,
+    orthologues: orthologue_tables.Orthologues | None = None,
+    aliases: orthologue_tables.Aliases | None = None,
+) -> slides.Slide:
+    """The slide with the panel's names on the columns that are the panel's genes, and notes on it.
+
+    Other columns keep their names and count in the spots' totals. A column that has the name of a
+    gene of the panel without being it (of another species, say) is called NAME (not matched).
+
+    Raises:
+      GenePanelError: as `match_panel`.
+    """
+    found = match_panel(slide, genes, orthologues=orthologues, aliases=aliases)
+    wanted = set(genes)
+    taken = set(found.columns.tolist())
+    names = [
+        f"{name} (not matched)" if name in wanted and column not in taken else name
+        for column, name in enumerate(slide.genes)
+    ]
+    for gene, column in zip(genes, found.columns.tolist(), strict=True):
+        if column >= 0:
+            names[column] = gene
+    sources = dict(slide.sources)
+    for table in (orthologues, aliases):
+        if table is not None and slide.measured:
+            sources[table.source] = table.sha256
+    return dataclasses.replace(
+        slide, genes=tuple(names), notes=slide.notes + found.notes, sources=sources
+    )
+
+
+def named_counts(
+    slide: slides.Slide, genes: Sequence[str]
+) -> tuple[Int32[np.ndarray, "l g"], UInt8[np.ndarray, " g"]]:
+    """As `panel_counts`, of a slide that `named_as_panel` gave: by the very names.
+
+    Raises:
+      GenePanelError: a measured slide has none of them.
+    """
+    place = {name: column for column, name in enumerate(slide.genes)}
     columns = np.array([place.get(gene, -1) for gene in genes], int)
     measured = columns >= 0
     if slide.measured and not measured.any():
-        raise errors.GenePanelError(
-            f"slide {slide.id} has none of the {len(genes)} genes of the panel",
-            expected=f"names such as {_some(genes)}",
-            found=f"names such as {_some(slide.genes)}",
-            fix=_naming_hint(slide.genes, genes),
-        )
+        return panel_counts(slide, genes)  # says what may be wrong
     counts = np.zeros((slide.n_spots, len(genes)), np.int32)
     counts[:, measured] = slide.counts[:, columns[measured]].toarray()
     return counts, measured.astype(np.uint8)
@@ -269,16 +347,6 @@ def _rank(values: np.ndarray) -> np.ndarray:
     ranks = np.empty(len(values), int)
     ranks[np.argsort(-values, kind="stable")] = np.arange(len(values))
     return ranks
-
-
-def _naming_hint(ours: Sequence[str], wanted: Sequence[str]) -> str:
-    """What may be wrong where two lists of gene names have nothing in common."""
-    if ours[0].startswith("ENS") != wanted[0].startswith("ENS"):
-        return "One names genes by Ensembl ids, the other by symbols: convert one of them"
-    folded = {name.upper() for name in ours}
-    if shared := sum(name.upper() in folded for name in wanted):
-        return f"{shared} names agree but for upper and lower case: is one mouse, one human?"
-    return "Choose a panel on slides that name genes alike"
 
 
 def _doubled(names: Sequence[str]) -> list[str]:

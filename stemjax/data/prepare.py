@@ -36,6 +36,7 @@ from stemjax.data import (
 )
 from stemjax.data import embeddings as embeddings_lib
 from stemjax.data import genes as genes_lib
+from stemjax.data import orthologues as orthologue_tables
 
 type Progress = Callable[[int, int, str], None]
 type Read = Callable[[str], slides.Slide]
@@ -51,6 +52,8 @@ class _Job:
     read: Read
     out: pathlib.Path
     panel: genes_lib.Panel
+    orthologues: orthologue_tables.Orthologues | None
+    aliases: orthologue_tables.Aliases | None
     encoder: embeddings_lib.Encoder | embeddings_lib.Embedder
     variants: int
     shards: int | None
@@ -69,6 +72,8 @@ def prepare(
     n_genes: int = 200,
     n_variable: int = genes_lib.N_VARIABLE,
     panel_slides: Literal["train", "all"] = "train",
+    orthologues: orthologue_tables.Orthologues | None = None,
+    aliases: orthologue_tables.Aliases | None = None,
     encoder: str | embeddings_lib.Encoder | embeddings_lib.Embedder = "texture",
     variants: int = embeddings_lib.N_VARIANTS,
     shards: int | None = None,
@@ -97,6 +102,8 @@ def prepare(
       n_variable: the most variable genes of each slide that it selects among.
       panel_slides: "train" selects on the slides not in `test`; "all" on every slide, as Stem is
         published, which lets test counts choose the genes.
+      orthologues: connects a panel of human genes with slides of mouse, and the other way.
+      aliases: other names of genes.
       encoder: name of a built-in patch encoder, an encoder, or embeddings made earlier; ``none``
         needs no images.
       variants: flips and turns of each patch to embed, 1 to 8: training draws among them,
@@ -144,6 +151,8 @@ def prepare(
         read=read,
         out=out,
         panel=panel,
+        orthologues=orthologues,
+        aliases=aliases,
         encoder=encoder,
         variants=variants,
         shards=shards,
@@ -285,10 +294,12 @@ def _embed(
     if isinstance(job.encoder, embeddings_lib.Embedder):
         given = job.encoder.sources(slide)
         slide = dataclasses.replace(slide, sources={**slide.sources, **given})
+    # Fails on a slide without any gene of the panel, before the patches are embedded.
+    slide = genes_lib.named_as_panel(
+        slide, job.panel.genes, orthologues=job.orthologues, aliases=job.aliases
+    )
     if earlier.is_written(job.out, slide, job.panel, job.encoder.contract):
         return None
-    # Fails on a slide without any gene of the panel, before the patches are embedded.
-    genes_lib.panel_counts(slide, job.panel.genes)
     tell(f"{slide_id}: embedding {slide.n_spots} spots")
     vectors = patches.embed_slide(
         slide, job.encoder, variants=job.variants, workers=job.workers, progress=job.progress

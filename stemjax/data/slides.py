@@ -58,6 +58,8 @@ class Slide:
       labels: what is known of each spot beside its counts, such as a pathologist's region or an
         expression cluster: one string a spot by the label's name, "" where a spot has none. A name
         is of letters, digits, ``_ -``, and no column that predictions have of their own.
+      gene_ids: the Ensembl ids of ``genes``, with or without version: "" where unknown, joined by
+        ``|`` where a column adds up the counts of several. Empty where none is known.
 
     Raises:
       SlideError: a promise of the module's docstring is broken; the message names the slide.
@@ -79,6 +81,7 @@ class Slide:
     notes: tuple[str, ...] = ()
     measured: bool = True
     labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    gene_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_id(self.id)
@@ -267,6 +270,7 @@ def _check_shapes(slide: Slide) -> None:
         "barcodes": (len(slide.barcodes), n_spots),
         "array_xy": (slide.array_xy.shape, (n_spots, 2)),
         "pixel_xy": (slide.pixel_xy.shape, (n_spots, 2)),
+        "gene_ids": (len(slide.gene_ids), n_genes if slide.gene_ids else 0),
     }
     for field, (found, expected) in wanted.items():
         if found != expected:

@@ -164,6 +164,12 @@ def _about(
             "train_slides": others if train is None else train,
             "train_slides_assumed": train is None,
         }
+    if "layer" in about:
+        raise errors.PredictionError(
+            f"{name} is a measured slide that a prediction was added to: X are counts",
+            expected="the prediction itself",
+            fix="Evaluate what `stemjax predict`, or predict(inplace=False), gave",
+        )
     lacking = [k for k in ("slide", "mode", "value_space", "train_slides") if k not in about]
     if lacking:
         raise errors.PredictionError(

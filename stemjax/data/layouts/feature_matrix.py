@@ -24,6 +24,7 @@ import pandas as pd
 import scipy.sparse
 
 from stemjax import errors
+from stemjax.data import gene_names
 
 _NAME = "filtered_feature_bc_matrix"
 _GENES = "Gene Expression"
@@ -39,6 +40,7 @@ class FeatureMatrix:
       counts: raw counts [l g], each a whole number from 0 up.
       barcodes: names of the rows.
       genes: symbols, each once.
+      gene_ids: the ids of each, joined by ``|`` where counts of several were added up.
       paths: the files read.
       notes: what was left out or added up, in words.
     """
@@ -46,6 +48,7 @@ class FeatureMatrix:
     counts: scipy.sparse.csr_array
     barcodes: tuple[str, ...]
     genes: tuple[str, ...]
+    gene_ids: tuple[str, ...]
     paths: tuple[pathlib.Path, ...]
     notes: tuple[str, ...]
 
@@ -71,15 +74,20 @@ def find_matrix(folder: pathlib.Path) -> pathlib.Path:
     )
 
 
-def read_matrix(path: pathlib.Path) -> FeatureMatrix:
+def read_matrix(path: pathlib.Path, *, duplicates: gene_names.Duplicates = "sum") -> FeatureMatrix:
     """The genes of a matrix that `find_matrix` found.
 
     A few Ensembl genes share their symbol with another, such as TBCE in 10x's human references.
     Their counts are added up: so the sum of all counts stays, the symbol means the same whatever
     the order of the features, and a panel that names it finds it.
 
+    Args:
+      path: the file or folder.
+      duplicates: what becomes of them, see `stemjax.data.gene_names.add_up`.
+
     Raises:
-      SlideError: the file is damaged or no such matrix, holds what is no count, or has no genes.
+      SlideError: the file is damaged or no such matrix, holds what is no count, or has no genes;
+        symbols are shared and ``duplicates`` is "error".
     """
     counts, barcodes, features, paths = _read_h5(path) if path.is_file() else _read_text(path)
     ids, symbols, types = features
@@ -93,16 +101,24 @@ def read_matrix(path: pathlib.Path) -> FeatureMatrix:
             found=", ".join(f"{n} of type {kind}" for kind, n in others.items()) or "no features",
             fix="Give the matrix of the gene expression library",
         )
-    counts, symbols, shared = _add_up(
+    columns = gene_names.add_up(
         scipy.sparse.csr_array(counts[:, genes]),
-        [str(symbol or name) for symbol, name in zip(symbols[genes], ids[genes], strict=True)],
+        symbols[genes].tolist(),
+        ids[genes].tolist(),
+        duplicates=duplicates,
+        where=str(path),
     )
     left = tuple(
         f"left out {n:,} {'feature' if n == 1 else 'features'} of type {kind}"
         for kind, n in others.items()
     )
     return FeatureMatrix(
-        counts=counts, barcodes=barcodes, genes=symbols, paths=paths, notes=left + shared
+        counts=columns.counts,
+        barcodes=barcodes,
+        genes=columns.genes,
+        gene_ids=columns.gene_ids,
+        paths=paths,
+        notes=left + columns.notes,
     )
 
 
@@ -216,26 +232,6 @@ def _require_raw(
         found=f"{data[first]} (barcode {barcodes[row]}, feature {ids[counts.indices[first]]})",
         fix="Give the raw counts, neither normalised nor log-transformed",
     )
-
-
-def _add_up(
-    counts: scipy.sparse.csr_array, symbols: list[str]
-) -> tuple[scipy.sparse.csr_array, tuple[str, ...], tuple[str, ...]]:
-    """Counts and symbols with each symbol once, at its first place, and a note."""
-    times = collections.Counter(symbols)
-    if len(times) == len(symbols):
-        return counts, tuple(symbols), ()
-    place = {symbol: i for i, symbol in enumerate(times)}
-    columns = np.array([place[symbol] for symbol in symbols])
-    # int64: a sum of two counts may be above what the file's type holds.
-    parts = (counts.data.astype(np.int64), columns[counts.indices], counts.indptr)
-    n_spots = len(counts.indptr) - 1
-    summed = scipy.sparse.csr_array(parts, shape=(n_spots, len(times)))
-    summed.sum_duplicates()
-    doubled = [f"{symbol} x{n}" for symbol, n in times.items() if n > 1]
-    more = f" and {len(doubled) - 10} more" if len(doubled) > 10 else ""
-    note = f"added up the counts of genes that share a symbol: {', '.join(doubled[:10])}{more}"
-    return summed, tuple(times), (note,)
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> errors.SlideError:

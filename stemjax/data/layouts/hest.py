@@ -4,7 +4,8 @@ Layout, for a slide such as ``MEND145``::
 
     st/MEND145.h5ad         X raw counts; obsm["spatial"] spot centres in level-0 pixels (x, y);
                             obs in_tissue, array_row, array_col (where there), and labels of
-                            spots under one of the names in `LABELS`
+                            spots under one of the names that
+                            `stemjax.data.layouts.anndata_table.LABELS` lists
     wsis/MEND145.tif        pyramidal TIFF
     metadata/MEND145.json   patient, pixel_size_um_embedded, pixel_size_um_estimated,
                             inter_spot_dist and spot_diameter in um (optional)
@@ -16,7 +17,6 @@ Jaume et al., NeurIPS 2024 (arXiv 2406.16192).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -24,32 +24,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import h5py
 import numpy as np
-import pandas as pd
-import scipy.sparse
-import scipy.spatial
 from jaxtyping import Float
 
 from stemjax import errors
 from stemjax.data import images, slides
+from stemjax.data.layouts import anndata_table
 
 _SAME = 1.1
 """Pixel sizes that differ by less than this factor count as one."""
-
-LABELS = (
-    "annotation",
-    "pathologist_annotation",
-    "cell_type",
-    "region",
-    "layer",
-    "spatialLIBD",
-    "ground_truth",
-    "cluster",
-    "leiden",
-    "label",
-)
-"""Columns of obs that are kept as labels of the spots where they hold text or categories."""
 
 
 def list_slides(folder: str | os.PathLike[str]) -> list[str]:
@@ -114,17 +97,19 @@ def read_slide(
         )
     image_path = _image_path(folder / "wsis", slide_id, need_image)
     image = images.open_image(image_path) if image_path else None
-    table = _read_table(path)
+    table = anndata_table.read_h5ad(path)
     metadata = _read_metadata(metadata_path)
     pixel_xy, array_xy, notes = table.pixel_xy, table.array_xy, table.notes
+    assert pixel_xy is not None
+    diameter_px = _diameter_px(table.libraries)
     if array_xy is None:
-        array_xy = pixel_xy / _nearest(pixel_xy)
+        array_xy = pixel_xy / anndata_table.spacing(pixel_xy)
     if mpp is None:
         mpp, how = _pixel_size(slide_id, metadata, array_xy, pixel_xy)
         notes += how
     diameter = _number(metadata, "spot_diameter")
-    if diameter is None and table.diameter_px is not None:
-        diameter = table.diameter_px * mpp
+    if diameter is None and diameter_px is not None:
+        diameter = diameter_px * mpp
     if diameter is None:
         raise errors.SlideError(
             f"slide {slide_id}: the spot diameter is unknown",
@@ -147,127 +132,16 @@ def read_slide(
         spot_diameter_um=diameter,
         sources={p.name: slides.sha256(p) for p in paths},
         notes=notes + stray,
+        gene_ids=table.gene_ids,
         labels={name: tuple(values[keep]) for name, values in table.labels.items()},
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Table:
-    """What is needed from an h5ad, for the spots under tissue."""
-
-    counts: scipy.sparse.csr_array
-    genes: tuple[str, ...]
-    barcodes: np.ndarray
-    pixel_xy: np.ndarray
-    array_xy: np.ndarray | None
-    diameter_px: float | None
-    labels: Mapping[str, np.ndarray]
-    notes: tuple[str, ...]
-
-
-def _read_table(path: pathlib.Path) -> _Table:
-    from anndata.io import read_elem  # imports for seconds, so only here
-
-    read: Any = read_elem
-    try:
-        with h5py.File(path) as opened:
-            file: Any = opened
-            _require_spatial(path, file)
-            counts = scipy.sparse.csr_array(read(file["X"]))
-            obs, var, pixel_xy = read(file["obs"]), read(file["var"]), read(file["obsm/spatial"])
-            uns = read(file["uns/spatial"]) if "uns/spatial" in file else {}
-            layers = sorted(file["layers"]) if "layers" in file else []
-    except errors.StemjaxError:
-        raise
-    except Exception as error:  # h5py and anndata tell damage by all kinds of exceptions
-        raise errors.SlideError(
-            f"{path.name} is damaged, incomplete or no AnnData file",
-            found=f"{type(error).__name__}: {error}",
-            fix="Copy or download the file again",
-        ) from error
-    pixel_xy = np.asarray(pixel_xy, np.float64)
-    if pixel_xy.shape != (len(obs), 2) or counts.shape != (len(obs), len(var)):
-        raise errors.SlideError(
-            f"{path.name}: the parts do not fit {len(obs)} spots and {len(var)} genes",
-            expected=f"X ({len(obs)}, {len(var)}) and obsm['spatial'] ({len(obs)}, 2)",
-            found=f"X {counts.shape} and obsm['spatial'] {pixel_xy.shape}",
-        )
-    _require_raw(path, counts, layers)
-    under = np.ones(len(obs), bool)
-    if "in_tissue" in obs:
-        under = obs["in_tissue"].astype(str).isin(("1", "1.0", "True", "true")).to_numpy(bool)
-    array_xy = None
-    if "array_row" in obs and "array_col" in obs:
-        columns = [obs[c].astype(str) for c in ("array_col", "array_row")]
-        numbers = [np.array(pd.to_numeric(c, errors="coerce"), float) for c in columns]
-        array_xy = np.stack(numbers, axis=1)[under]
-    return _Table(
-        counts=counts[np.flatnonzero(under)],
-        genes=tuple(str(name) for name in var.index),
-        barcodes=np.array([str(name) for name in obs.index], object)[under],
-        pixel_xy=pixel_xy[under],
-        array_xy=array_xy,
-        diameter_px=_diameter_px(uns),
-        labels={name: values[under] for name, values in _labels(obs).items()},
-        notes=slides.left_out(int((~under).sum()), "not under tissue (in_tissue is not 1)"),
-    )
-
-
-def _require_spatial(path: pathlib.Path, file: Any) -> None:
-    found = sorted(file["obsm"]) if "obsm" in file else []
-    if "spatial" not in found:
-        raise errors.SlideError(
-            f"{path.name} has no spot coordinates",
-            expected="obsm['spatial']: spot centres in level-0 pixels, (x, y)",
-            found=f"obsm: {', '.join(found) or 'empty'}",
-            fix="Store the centres there",
-        )
-
-
-def _require_raw(path: pathlib.Path, counts: scipy.sparse.csr_array, layers: list[str]) -> None:
-    values = counts.data
-    bad = ~np.isfinite(values) | (values != np.floor(values)) | (values < 0)
-    if not bad.any():
-        return
-    first = int(np.flatnonzero(bad)[0])
-    row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
-    fix = "Store the raw counts in X"
-    if "counts" in layers:
-        fix += ": layers['counts'] may be them (adata.X = adata.layers['counts'])"
-    raise errors.SlideError(
-        f"{path.name}: X holds {int(bad.sum()):,} values that are no counts",
-        expected="raw counts: whole numbers from 0 up",
-        found=f"{values[first]} at row {row}, column {counts.indices[first]}; "
-        f"the largest is {np.nanmax(values):g}",
-        fix=fix,
-    )
-
-
-def _labels(obs: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Text of the columns of `LABELS` by name, "" where a spot has none.
-
-    Numbers are no labels: a column called "label" may be a score.
-    """
-    found = {}
-    for name in LABELS:
-        if name not in obs:
-            continue
-        column: Any = obs[name]
-        text = pd.api.types.infer_dtype(column, skipna=True) == "string"
-        if not (text or isinstance(column.dtype, pd.CategoricalDtype)):
-            continue
-        known = column.notna().to_numpy(bool)
-        values = np.where(known, column.astype(str).to_numpy(object), "")
-        if (values != "").any():
-            found[name] = values
-    return found
-
-
-def _diameter_px(spatial: Any) -> float | None:
+def _diameter_px(libraries: Mapping[str, Mapping[str, Any]]) -> float | None:
     """The spot diameter among the scale factors of the first library that has one."""
-    for library in spatial.values() if isinstance(spatial, Mapping) else ():
-        factors = library.get("scalefactors") if isinstance(library, Mapping) else None
-        if isinstance(factors, Mapping) and "spot_diameter_fullres" in factors:
+    for library in libraries.values():
+        factors = library.get("scalefactors", {})
+        if "spot_diameter_fullres" in factors:
             return _number(factors, "spot_diameter_fullres")
     return None
 
@@ -301,13 +175,6 @@ def _patient(metadata: Mapping[str, Any]) -> str | None:
     value = metadata.get("patient")
     text = "" if value is None or value != value else str(value).strip()  # NaN is not itself
     return text or None
-
-
-def _nearest(xy: np.ndarray) -> float:
-    """Median distance to the nearest other spot; 1 where there is none."""
-    if len(xy) < 2 or not np.isfinite(xy).all():
-        return 1.0
-    return float(np.median(scipy.spatial.KDTree(xy).query(xy, k=2)[0][:, 1])) or 1.0
 
 
 def _pixel_size(

@@ -10,14 +10,12 @@ Layout of a slide's ``outs``::
     spatial/tissue_hires_image.png      2,000 or 4,000 px wide: tells the image's size, no more
     *.tif *.tiff *.btf *.jpg *.png      the full-resolution H&E, which Space Ranger does not copy
 
-Counts (`stemjax.data.feature_matrix`) and positions (`stemjax.data.visium_array`) are joined by
-barcode. Source: 10x Genomics, Space Ranger's documentation of its outputs.
+Counts (`stemjax.data.layouts.feature_matrix`) and positions (`stemjax.data.layouts.visium_array`)
+are joined by barcode. Source: 10x Genomics, Space Ranger's documentation of its outputs.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -27,23 +25,12 @@ import numpy as np
 
 from stemjax import errors
 from stemjax.data import images, slides
-from stemjax.data.layouts import feature_matrix, visium_array
+from stemjax.data.layouts import feature_matrix, joining, places, visium_array
 
 FULLRES_DIAMETER_UM = 65.0
 """What ``spot_diameter_fullres`` spans: a theoretical spot, larger than the real ones of 55 um."""
 
 _POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv")
-_IMAGES = (".tif", ".tiff", ".btf", ".jpg", ".jpeg", ".png")
-_COARSE = (
-    "tissue_hires_image",
-    "tissue_lowres_image",
-    "aligned_fiducials",
-    "aligned_tissue_image",
-    "detected_tissue_image",
-    "cytassist_image",
-)
-"""Parts of the names of Space Ranger's own pictures, none of which is of full resolution."""
-
 _HD = (
     "binned_outputs",
     "segmented_outputs",
@@ -61,7 +48,7 @@ def list_slides(folder: str | os.PathLike[str]) -> list[str]:
     Raises:
       SlideError: there is no slide.
     """
-    return sorted(_slide_folders(folder))
+    return sorted(_slides(folder))
 
 
 def read_slide(
@@ -90,27 +77,26 @@ def read_slide(
       PixelSizeError: the pixel size cannot be derived, and ``mpp`` is not given.
     """
     slides.require_id(slide_id)
-    found = _slide_folders(folder)
-    if slide_id not in found:
-        raise errors.SlideError(
-            f"there is no slide {slide_id} in {folder}",
-            found=f"slides {', '.join(sorted(found)[:10])}",
-            fix="Ask for one of these",
-        )
-    place = found[slide_id]
+    place = places.choose(_slides(folder), slide_id, folder)
     _refuse_hd(place)
-    image_path = _image_path(place, slide_id, need_image)
+    image_path = places.find_picture(
+        (place, place.parent) if place.name == "outs" else (place,),
+        slide_id,
+        needed=need_image,
+        fix="Put the H&E image that Space Ranger was given there, and no other; "
+        "spatial/tissue_hires_image.png is too coarse for patches",
+    )
     image = images.open_image(image_path) if image_path else None
     matrix = feature_matrix.read_matrix(feature_matrix.find_matrix(place))
     positions = visium_array.read_positions(_positions_path(place))
     factors_path = place / "spatial" / "scalefactors_json.json"
-    factors = _read_factors(factors_path)
-    hires_path = _check_size(image, place, factors)
+    factors = places.read_json(factors_path, "tissue_hires_scalef and spot_diameter_fullres")
+    hires_path = check_size(image, place, factors)
     if mpp is None:
         mpp, notes = _pixel_size(slide_id, positions, factors)
     else:
         notes = visium_array.measure_pixels(positions)[1]
-    rows, spots, left = _join(matrix, positions)
+    rows, spots, left = joining.join(matrix, positions)
     keep, stray = slides.inside_or_few(positions.pixel_xy[spots], image)
     rows, spots = rows[keep], spots[keep]
     maybe = (p for p in (factors_path, hires_path, image_path) if p and p.is_file())
@@ -119,6 +105,7 @@ def read_slide(
         patient=None,
         counts=matrix.counts[rows],
         genes=matrix.genes,
+        gene_ids=matrix.gene_ids,
         barcodes=tuple(matrix.barcodes[i] for i in rows),
         array_xy=positions.array_xy[spots],
         pixel_xy=positions.pixel_xy[spots],
@@ -130,66 +117,34 @@ def read_slide(
     )
 
 
-def _slide_folders(folder: str | os.PathLike[str]) -> dict[str, pathlib.Path]:
-    """The ``outs`` of the slides, by id."""
-    top = pathlib.Path(os.path.abspath(folder))  # "." has no name
-    if _is_slide(top):
-        return {top.parent.name if top.name == "outs" else top.name: top}
-    if _is_slide(top / "outs"):
-        return {top.name: top / "outs"}
-    found = {}
-    for inner in sorted(top.iterdir()) if top.is_dir() else ():
-        for place in (inner / "outs", inner):
-            if _is_slide(place):
-                found.setdefault(inner.name, place)
-    if not found:
-        raise errors.SlideError(
-            f"{folder} is no folder of Visium slides",
-            expected="Space Ranger's outs (filtered_feature_bc_matrix.h5 and spatial in it), or a "
-            "folder of such folders",
-            found="neither" if top.is_dir() else "no folder",
-            fix="Give the folder that holds them",
-        )
-    return found
+def _slides(folder: str | os.PathLike[str]) -> dict[str, pathlib.Path]:
+    return places.require_slides(
+        folder,
+        is_slide,
+        kind="Visium",
+        expected="Space Ranger's outs (filtered_feature_bc_matrix.h5 and spatial in it)",
+    )
 
 
-def _is_slide(place: pathlib.Path) -> bool:
+def is_slide(place: pathlib.Path) -> bool:
     """Whether a folder holds any part of a slide; what it lacks is told when it is read."""
     named = any((place / name).exists() for name in ("spatial", *_HD))
     return named or any(place.glob("*filtered_feature_bc_matrix*"))
 
 
+def is_hd(place: pathlib.Path) -> bool:
+    """Whether a folder holds parts of Visium HD."""
+    return any((place / name).exists() for name in _HD)
+
+
 def _refuse_hd(place: pathlib.Path) -> None:
     if found := [name for name in _HD if (place / name).exists()]:
         raise errors.SlideError(
-            f"{place} is Visium HD, which is not read yet",
+            f"{place} is Visium HD",
             expected="Visium: spots on a hexagonal array",
             found=", ".join(found),
-            fix="Leave the slide out, and name the others",
+            fix="Read it with the layout visium-hd",
         )
-
-
-def _image_path(place: pathlib.Path, slide_id: str, needed: bool) -> pathlib.Path | None:
-    """The full-resolution image: the one picture in ``outs``, or in the folder that holds it."""
-    folders = (place, place.parent) if place.name == "outs" else (place,)
-    pictures = [
-        path
-        for folder in folders
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in _IMAGES and not any(word in path.name for word in _COARSE)
-    ]
-    if len(pictures) == 1:
-        return pictures[0]
-    if pictures or needed:
-        what = "which image" if pictures else "there is no full-resolution image"
-        raise errors.ImageError(
-            f"slide {slide_id}: {what}",
-            expected=f"one file {' '.join(_IMAGES)} in {' or '.join(map(str, folders))}",
-            found=", ".join(path.name for path in pictures) or "none",
-            fix="Put the H&E image that Space Ranger was given there, and no other; "
-            "spatial/tissue_hires_image.png is too coarse for patches",
-        )
-    return None
 
 
 def _positions_path(place: pathlib.Path) -> pathlib.Path:
@@ -203,35 +158,7 @@ def _positions_path(place: pathlib.Path) -> pathlib.Path:
     )
 
 
-def _read_factors(path: pathlib.Path) -> Mapping[str, Any]:
-    """The scale factors; none without the file, which only checks need."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise errors.SlideError(
-            f"{path} is no JSON", found=str(error), fix="Copy the file again"
-        ) from error
-    if not isinstance(values, dict):
-        raise errors.SlideError(
-            f"{path} is no table",
-            expected="a JSON object with tissue_hires_scalef and spot_diameter_fullres",
-            found=type(values).__name__,
-            fix="Copy the file again",
-        )
-    return values
-
-
-def _factor(factors: Mapping[str, Any], name: str) -> float | None:
-    """A scale factor, where it is a positive number."""
-    value = factors.get(name)
-    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        return None
-    return float(value)
-
-
-def _check_size(
+def check_size(
     image: images.SlideImage | None, place: pathlib.Path, factors: Mapping[str, Any]
 ) -> pathlib.Path | None:
     """Checks that the image is the one Space Ranger was given, whose size its small copy tells.
@@ -240,7 +167,7 @@ def _check_size(
       The small copy, where it was read.
     """
     path = place / "spatial" / "tissue_hires_image.png"
-    scale = _factor(factors, "tissue_hires_scalef")
+    scale = places.positive(factors, "tissue_hires_scalef")
     if image is None or scale is None or not path.is_file():
         return None
     small = images.open_image(path)
@@ -266,7 +193,7 @@ def _pixel_size(
     mpp, notes = visium_array.measure_pixels(positions)
     if mpp is not None:
         return mpp, notes
-    diameter = _factor(factors, "spot_diameter_fullres")
+    diameter = places.positive(factors, "spot_diameter_fullres")
     if diameter is None:
         raise errors.PixelSizeError(
             f"slide {slide_id}: the pixel size cannot be derived from the positions of "
@@ -277,34 +204,3 @@ def _pixel_size(
     mpp = FULLRES_DIAMETER_UM / diameter
     told = f"spot_diameter_fullres {diameter:g} px, which spans {FULLRES_DIAMETER_UM:g} um"
     return mpp, (f"pixel size {mpp:.4g} um from {told}: the spots do not span the plane",)
-
-
-def _join(
-    matrix: feature_matrix.FeatureMatrix, positions: visium_array.Positions
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Rows of the counts under tissue, where their positions are, and what was left out."""
-    place = {barcode: i for i, barcode in enumerate(positions.barcodes)}
-    if lost := [barcode for barcode in matrix.barcodes if barcode not in place]:
-        # Space Ranger lists the whole array: a part of it is damage, and other names another slide.
-        raise errors.SlideError(
-            f"{positions.source} lacks {len(lost):,} of the {len(matrix.barcodes):,} barcodes "
-            "that have counts",
-            expected=f"barcodes such as {', '.join(lost[:3])}",
-            found=f"barcodes such as {', '.join(positions.barcodes[:3])}",
-            fix="Check that both files are whole and of the same slide",
-        )
-    spots = np.array([place[barcode] for barcode in matrix.barcodes], int)
-    rows = np.flatnonzero(positions.under[spots])
-    counted = len(spots) - len(rows)
-    beside = "not under tissue (in_tissue is not 1)"
-    beside += f", {counted} of them with counts" if counted else ""
-    notes = slides.left_out(int((~positions.under).sum()), beside)
-    notes += slides.left_out(int(positions.under.sum()) - len(rows), "under tissue without counts")
-    if not len(rows):
-        raise errors.SlideError(
-            f"no spot of {positions.source} with counts is under tissue",
-            expected="in_tissue 1 at some of the barcodes that have counts",
-            found="; ".join(notes) or "no barcodes",
-            fix="Check that both files are of the same slide",
-        )
-    return rows, spots[rows], notes

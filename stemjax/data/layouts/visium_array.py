@@ -24,6 +24,9 @@ SPOT_PITCH_UM = 100.0
 SPOT_DIAMETER_UM = 55.0
 """Diameter of a spot."""
 
+MOST_PX = 1e9
+"""No image has so many columns or rows: a position beyond is damage."""
+
 COLUMNS = (
     "barcode",
     "in_tissue",
@@ -66,7 +69,7 @@ def read_positions(path: pathlib.Path) -> Positions:
     barcodes, values = _read_table(path)
     if not len(values):
         raise errors.SlideError(f"{path} has no positions", fix=_FIX)
-    bad = ~np.isfinite(values).all(axis=1) | ~np.isin(values[:, 0], (0, 1))
+    bad = ~(np.abs(values) < MOST_PX).all(axis=1) | ~np.isin(values[:, 0], (0, 1))
     array = np.where(bad[:, None], 0.0, values[:, 1:3])
     bad |= (array % 1 != 0).any(axis=1) | (array.sum(axis=1) % 2 != 0)
     if bad.any():
@@ -109,8 +112,37 @@ def measure_pixels(positions: Positions) -> tuple[float | None, tuple[str, ...]]
     Raises:
       SlideError: the pixels do not lie as the array does; exchanged columns look like that.
     """
-    hexagonal = positions.array_xy * (0.5, math.sqrt(0.75))
-    design = np.column_stack([hexagonal, np.ones(len(hexagonal))])
+    pitch, notes = fit_pitch(
+        positions,
+        positions.array_xy * (0.5, math.sqrt(0.75)),
+        expected="spots of a hexagonal array, each 100 um from its neighbours",
+    )
+    return (None if pitch is None else SPOT_PITCH_UM / pitch), notes
+
+
+def fit_pitch(
+    positions: Positions,
+    unit_xy: Float[np.ndarray, "l 2"],
+    *,
+    expected: str,
+    most_off: float = 1.0,
+) -> tuple[float | None, tuple[str, ...]]:
+    """Pixels between neighbours, from the array laid on the pixels by least squares.
+
+    Args:
+      positions: of the array.
+      unit_xy: the same places in units of the distance between neighbours.
+      expected: what the array is, for messages.
+      most_off: how far a spot may lie from its place, in units of the pitch.
+
+    Returns:
+      The pitch in pixels, None where the spots do not span the plane; and a note where the array is
+      mirrored.
+
+    Raises:
+      SlideError: the pixels do not lie as the array does.
+    """
+    design = np.column_stack([unit_xy, np.ones(len(unit_xy))])
     fit, _, rank, _ = np.linalg.lstsq(design, positions.pixel_xy)
     if rank < 3:
         return None, ()
@@ -119,11 +151,11 @@ def measure_pixels(positions: Positions) -> tuple[float | None, tuple[str, ...]]
     off = np.linalg.norm(design @ fit - positions.pixel_xy, axis=1)
     # A microscope's pixels are square to a per mille and its stitching is good to some um; array
     # columns exchanged stretch one direction threefold.
-    if not stretch[0] < 1.2 * stretch[1] or not off.max() < pitch:
+    if not stretch[0] < 1.2 * stretch[1] or not off.max() < most_off * pitch:
         worst = int(off.argmax())
         raise errors.SlideError(
             f"{positions.source}: pixels and array do not fit each other",
-            expected="spots of a hexagonal array, each 100 um from its neighbours",
+            expected=expected,
             found=f"a stretch of {stretch[0]:.4g} by {stretch[1]:.4g} px and spot "
             f"{positions.barcodes[worst]} {off[worst]:.4g} px from its place",
             fix="Check that array_row and array_col, or pixels of two slides, are not exchanged",
@@ -134,7 +166,7 @@ def measure_pixels(positions: Positions) -> tuple[float | None, tuple[str, ...]]
             "the array lies mirrored on the image: right if the image was flipped, else "
             "pxl_row_in_fullres and pxl_col_in_fullres are exchanged",
         )
-    return SPOT_PITCH_UM / pitch, notes
+    return pitch, notes
 
 
 def _read_table(path: pathlib.Path) -> tuple[list[str], Float[np.ndarray, "l 5"]]:

@@ -90,7 +90,7 @@ def test_visium_hd_is_refused(tmp_path, mark):
     (tmp_path / "HD1" / mark).parent.mkdir(parents=True)
     (tmp_path / "HD1" / mark).write_bytes(b"")
     assert visium.list_slides(tmp_path) == ["HD1"]
-    with pytest.raises(errors.SlideError, match="HD1 is Visium HD, which is not read yet.*"):
+    with pytest.raises(errors.SlideError, match=r"HD1 is Visium HD: .*layout visium-hd"):
         visium.read_slide(tmp_path, "HD1")
 
 
@@ -191,6 +191,20 @@ def test_missing_and_doubled_images(outs):
     slide = visium.read_slide(outs, "S1", need_image=False)
     assert (slide.image, slide.mpp) == (None, pytest.approx(made.MPP))
     assert len(slide.sources) == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["aligned_tissue_image.jpg", "LIB_cytassist_image.tiff", "detected_tissue_image.jpg",
+     "aligned_fiducials.jpg", "LIB_tissue_lowres_image.png"],
+)  # fmt: skip
+def test_pictures_of_the_cytassist_are_no_fullres_image(outs, name):
+    picture = Image.fromarray(made.picture())
+    picture.save(outs / name)
+    assert visium.read_slide(outs, "S1").image.source == "he.tif"
+    (outs / "he.tif").unlink()
+    with pytest.raises(errors.ImageError, match="S1: there is no full-resolution image.*none"):
+        visium.read_slide(outs, "S1")
 
 
 def test_image_beside_outs(tmp_path):

@@ -138,6 +138,7 @@ def test_stray_pixels_are_refused(outs):
         ("array_col", 3),  # odd in an even row
         ("pxl_row_in_fullres", ""),
         ("pxl_col_in_fullres", "inf"),
+        ("pxl_col_in_fullres", "1e300"),
     ],
 )
 @pytest.mark.parametrize("version", [1, 2])
