@@ -121,6 +121,7 @@ def _encode(
         values = patches.embed_slide(
             slide, encoder, variants=args.variants, workers=args.workers, progress=bar
         )
+    args.output.mkdir(parents=True, exist_ok=True)
     own.write(path, values, slide, encoder.contract)
     side = patches.patch_side_px(slide, encoder.contract)
     _say(

@@ -42,6 +42,16 @@ def add_flags(parser: argparse.ArgumentParser, *, default: str) -> None:
         help="of files that name neither barcodes nor positions: their rows are the slide's spots",
     )
     group.add_argument(
+        "--coords",
+        choices=("corner", "centre"),
+        help="what positions in the files are, where they do not say it (default: the layout's)",
+    )
+    group.add_argument(
+        "--allow-fov-mismatch",
+        action="store_true",
+        help="take slides whose patches differ from the others' by more than 5 %%",
+    )
+    group.add_argument(
         "--drop-missing",
         action="store_true",
         help="leave out spots that have no embedding (default: an error that names them)",
@@ -166,11 +176,19 @@ def _files(args: argparse.Namespace) -> embeddings.Embedder:
             "--embeddings and --encoder-weights",
             expected="one of them: embeddings made earlier need no weights",
         )
+    if args.fov_um in ("default", "stem"):
+        raise errors.ConfigError(
+            f"--fov-um {args.fov_um} with --embeddings",
+            expected="um, where the files do not say it",
+            fix="leave it out: files say how large their patches are",
+        )
     return embedding_files.open_embeddings(
         args.embeddings,
         encoder=args.encoder,
         known=encoders.known_contract,
-        fov_um=None if args.fov_um in (None, "default", "stem") else args.fov_um,
+        fov_um=args.fov_um,
+        anchor=args.coords,
+        allow_fov_mismatch=args.allow_fov_mismatch,
         key=args.embeddings_key,
         rows="as-slide" if args.rows_as_slide else None,
         missing="drop" if args.drop_missing else "error",

@@ -52,10 +52,11 @@ class Given:
         place = {barcode: row for row, barcode in enumerate(barcodes)}
         return found[[place[barcode] for barcode in slide.barcodes], :variants]
 
-    def sources(self, slide: slides.Slide) -> Mapping[str, str]:
-        """SHA-256 of the slide's embeddings, so that records of others are told apart."""
+    def covered(self, slide: slides.Slide) -> slides.Slide:
+        """The slide with the hash of its embeddings as a source: records of others are told apart."""
         values = np.ascontiguousarray(self.arrays[slide.id][0])
-        return {"embeddings": hashlib.sha256(values.tobytes()).hexdigest()}
+        digest = hashlib.sha256(values.tobytes()).hexdigest()
+        return dataclasses.replace(slide, sources={**slide.sources, "embeddings": digest})
 
 
 def embedder_of(named: Mapping[str, anndata.AnnData], key: str | None) -> Given:

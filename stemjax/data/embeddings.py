@@ -178,8 +178,11 @@ class Embedder(Protocol):
         """
         ...
 
-    def sources(self, slide: slides.Slide) -> Mapping[str, str]:
-        """SHA-256 of each file that the embeddings of a slide come from, besides the slide's."""
+    def covered(self, slide: slides.Slide) -> slides.Slide:
+        """The slide as far as there are embeddings of it, which `embed` then takes.
+
+        Their files are among its ``sources``, and what was assumed or left out among its notes.
+        """
         ...
 
 

@@ -292,8 +292,7 @@ def _embed(
     """The slide and its embeddings; None where its records are there and whole."""
     slide = job.read(slide_id)
     if isinstance(job.encoder, embeddings_lib.Embedder):
-        given = job.encoder.sources(slide)
-        slide = dataclasses.replace(slide, sources={**slide.sources, **given})
+        slide = job.encoder.covered(slide)
     # Fails on a slide without any gene of the panel, before the patches are embedded.
     slide = genes_lib.named_as_panel(
         slide, job.panel.genes, orthologues=job.orthologues, aliases=job.aliases

@@ -120,8 +120,8 @@ def test_embeddings_may_be_brought_along(model, section, usual):
             assert variants == 1
             return values.astype(np.float16)
 
-        def sources(self, slide):
-            return {"e.h5": "abc"}
+        def covered(self, slide):
+            return dataclasses.replace(slide, sources={**slide.sources, "e.h5": "abc"})
 
     assert isinstance(Files(), embeddings.Embedder)
     found = new_slide.predict_new_slide(model, alone(section), Files(), MEAN)

@@ -1,0 +1,1 @@
+"""How tools write embeddings: a module for each kind of file."""
