@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from stemjax import errors
 
-
 SHIPPED = (
     pathlib.Path(__file__).with_name("experiments"),  # in a wheel
     pathlib.Path(__file__).parents[1] / "configs",  # in a checkout

@@ -11,6 +11,7 @@ from stemjax import errors
 
 if TYPE_CHECKING:
     import anndata
+
     from stemjax.eval import plots
     from stemjax.eval.plots.canvas import Figure
 

@@ -181,10 +181,10 @@ def declare(
     Example:
       >>> sj.pp.declare(adata, "X_uni", "uni", fov_um=112, source="lazyslide")  # doctest: +SKIP
     """
-    from stemjax import encoders
     from stemjax.data import annotated_embeddings as stored
+    from stemjax.encoders import registry
 
-    contract = encoders.resolve(encoder).contract(
+    contract = registry.resolve(encoder).contract(
         fov_um=fov_um, pooling=pooling, source=source, revision=revision
     )
     values: Any = adata.obsm[key] if key in adata.obsm else np.empty((0, 0))

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stemjax import names
-from stemjax.cli import options
+from stemjax import errors, names
+from stemjax.cli import encoding, options, reading
 
 if TYPE_CHECKING:
     from stemjax.eval import densify
@@ -37,14 +37,14 @@ def add(commands: options.Commands) -> None:
         help="points of a table with columns x_um and y_um, or x and y in full-resolution pixels",
     )
     parser.add_argument(
-        "--layout",
-        choices=names.LAYOUTS,
-        help="how DATA is laid out; needed where the encoder sees the image",
+        "--data",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="the slide's files, as `prepare` was given them; needed where the encoder sees the "
+        "image",
     )
-    parser.add_argument("--data", type=pathlib.Path, metavar="DIR", help="the slide's files")
-    parser.add_argument(
-        "--mpp", type=float, metavar="UM", help="pixel size, where `prepare` was given one"
-    )
+    encoding.add_encoder(parser, default="the records'")
+    reading.add_flags(parser, default=reading.AUTO)
     options.add_workers(parser)
     options.add_run(parser)
     options.add_sampling(parser)
@@ -55,18 +55,13 @@ def add(commands: options.Commands) -> None:
 
 
 def _reader(args: argparse.Namespace) -> densify.Read | None:
-    from stemjax import errors
-    from stemjax.data import layouts
-
-    if bool(args.layout) != bool(args.data):
-        raise errors.ConfigError(
-            "--layout and --data go together",
-            found=f"--layout {args.layout or 'none'}, --data {args.data or 'none'}",
-        )
-    if not args.layout:
+    if args.data is None:
+        if args.layout != reading.AUTO:
+            raise errors.ConfigError(
+                f"--layout {args.layout}", expected="--data PATH beside it", found="none"
+            )
         return None
-    layout = layouts.layout(args.layout)
-    return lambda slide: layout.read_slide(args.data, slide, mpp=args.mpp)
+    return reading.reader(args, args.data, need_image=True)[1]
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -79,6 +74,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     sampling = trained.card.task.sampling(**options.sampling(args))
     source = records.open_records(*names.split_names(args.records))
     read = _reader(args)
+    encoder = None if read is None else encoding.make_for(args, source.contract)
     factor = args.factor
     if (factor, args.pitch, args.points) == (None, None, None):
         factor = 4
@@ -91,7 +87,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     )
     with terminal.Bar("densify") as bar:
         asked = densify.points_table(
-            source, args.slide, chosen, read, workers=args.workers, progress=bar
+            source, args.slide, chosen, read, encoder=encoder, workers=args.workers, progress=bar
         )
         result = densify.predict_points(
             trained, source, args.slide, asked, sampling, seed=args.seed, rows=args.rows,

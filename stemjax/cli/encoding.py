@@ -24,6 +24,12 @@ def add_flags(parser: argparse.ArgumentParser, *, default: str) -> None:
       default: the encoder where none is given, in words.
     """
     add_encoder(parser, default=default)
+    parser.add_argument(
+        "--same-encoder",
+        action="store_true",
+        help="take the embeddings for the model's though they name another tool or revision of the "
+        "weights; everything else has to agree",
+    )
     group = parser.add_argument_group("embeddings made earlier", "by this or another tool")
     group.add_argument(
         "--embeddings",
@@ -85,6 +91,9 @@ def add_encoder(parser: argparse.ArgumentParser, *, default: str) -> None:
         "--pooling", metavar="NAME", help="of encoders with a choice: cls or cls+mean"
     )
     group.add_argument(
+        "--projection", metavar="NAME", help="of encoders with one: CONCH's contrastive or none"
+    )
+    group.add_argument(
         "--encoder-dtype",
         choices=("bfloat16", "float32"),
         help="arithmetic of the encoder (default: bfloat16 on accelerators, float32 on a CPU)",
@@ -130,8 +139,13 @@ def make_for(args: argparse.Namespace, contract: embeddings.EncoderContract) -> 
     if getattr(args, "embeddings", None):
         made = _files(args)
     else:
-        asked: dict[str, Any] = {"fov_um": contract.fov_um, "pooling": contract.pooling}
+        fields = ("fov_um", "pooling", "projection")
+        asked: dict[str, Any] = {field: getattr(contract, field) for field in fields}
         made = _encoder(args, args.encoder or contract.name, {**asked, **_given(args)})
+    if getattr(args, "same_encoder", False):
+        from stemjax.data import vouched
+
+        return vouched.vouch(made, contract)
     made.contract.require_same(contract, where="the encoder and the model")
     return made
 
@@ -140,6 +154,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of an encoder, as `encoders.make_encoder` takes it."""
     given: dict[str, Any] = {
         "pooling": args.pooling,
+        "projection": args.projection,
         "dtype": args.encoder_dtype,
         "batch": args.encoder_batch,
     }
@@ -153,7 +168,8 @@ def _encoder(args: argparse.Namespace, name: str, options: dict[str, Any]) -> Em
     from stemjax.data import embeddings
 
     if name in BUILT_IN:
-        flags = ("encoder_weights", "fov_um", "pooling", "encoder_dtype", "encoder_batch")
+        flags = ("encoder_weights", "fov_um", "pooling", "projection")
+        flags += ("encoder_dtype", "encoder_batch")
         if wrong := [flag for flag in flags if getattr(args, flag, None) is not None]:
             raise errors.ConfigError(
                 f"--{wrong[0].replace('_', '-')} with the encoder {name}",

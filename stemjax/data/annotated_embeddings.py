@@ -53,7 +53,7 @@ class Given:
         return found[[place[barcode] for barcode in slide.barcodes], :variants]
 
     def covered(self, slide: slides.Slide) -> slides.Slide:
-        """The slide with the hash of its embeddings as a source: records of others are told apart."""
+        """The slide with the hash of its embeddings as a source, which tells records apart."""
         values = np.ascontiguousarray(self.arrays[slide.id][0])
         digest = hashlib.sha256(values.tobytes()).hexdigest()
         return dataclasses.replace(slide, sources={**slide.sources, "embeddings": digest})

@@ -75,6 +75,7 @@ def points_table(
     chosen: points.Points,
     read: Read | None = None,
     *,
+    encoder: embeddings.Encoder | embeddings.Embedder | None = None,
     workers: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> records.Table:
@@ -87,6 +88,7 @@ def points_table(
       slide: its id.
       chosen: the points.
       read: reads the slide with its image; not needed where the encoder sees none.
+      encoder: that of the records; None is the built-in one of its name.
       workers: processes that embed patches.
       progress: called with points done, points in all, and what is being done.
 
@@ -109,7 +111,8 @@ def points_table(
                 found="records alone",
                 fix="give --layout and --data, as `stemjax prepare` was given them",
             )
-        encoder = embeddings.get_encoder(source.contract.name)
+        if encoder is None:
+            encoder = embeddings.get_encoder(source.contract.name)
         encoder.contract.require_same(source.contract, where="the encoder and the records")
         found = read(slide)
         _require_same(found, info)
