@@ -52,6 +52,8 @@ ONLY_IN = {
     "safetensors": ("stemjax.export",),
     "huggingface_hub": ("stemjax.export.hub", "stemjax.encoders.hub"),
     "rich": ("stemjax.terminal",),
+    "openslide": ("stemjax.data.wsi",),
+    "pyarrow": ("stemjax.data.layouts", "stemjax.data.embedding_files"),
     "scoringrules": ("stemjax.eval.metrics",),
     "jinja2": ("stemjax.eval.report",),
     "fastapi": ("stemjax.serving",),

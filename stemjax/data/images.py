@@ -1,16 +1,14 @@
-"""Regions of a slide's image, in level-0 pixels, from JPEG, PNG, TIFF or memory.
+"""Regions of a slide's image, in level-0 pixels, from a file of any kind or from memory.
 
-JPEG and PNG cannot be read in parts: they are decoded once and kept. TIFF is read tile by tile, and
-a reduced level serves the thumbnail, so an image of any size needs little memory. Files are told
-apart by their first bytes, not by their names. All images may be read from several threads and may
-be pickled (a file is opened anew).
+JPEG and PNG cannot be read in parts: they are decoded once and kept. TIFF and scanners' own formats
+are read tile by tile (`stemjax.data.wsi`), and a reduced level serves the thumbnail, so an image of
+any size needs little memory. Files are told apart by their first bytes, not by their names, but for
+scanners' formats that begin as a TIFF or a JPEG does. All images may be read from several threads
+and may be pickled (a file is opened anew).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
 import os
 import pathlib
 import struct
@@ -19,7 +17,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import tifffile
 from jaxtyping import UInt8
 from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
@@ -32,13 +29,10 @@ A header may claim any size: the claim is compared with this before memory is ta
 images have 92 Mpx; larger ones belong in a tiled, pyramidal TIFF.
 """
 
-MAX_SEGMENT_PIXELS = 64_000_000
-"""Most pixels in one tile or strip of a TIFF; tiles usually have 256 x 256 or 512 x 512."""
+WHITE = 255
+"""What lies outside an image, and behind its transparent parts."""
 
-_JPEG_COMPRESSIONS = frozenset({6, 7, 33007, 34892})
-_MIN_IS_WHITE, _YCBCR = 0, 6
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
-_WHITE = 255
 
 type Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -100,14 +94,14 @@ class ArrayImage:
 
     def read(self, x: int, y: int, width: int, height: int) -> Pixels:
         """See `SlideImage.read`; a copy."""
-        _check_region(width, height, self.source)
-        out = np.full((height, width, 3), _WHITE, np.uint8)
-        _paste(self._pixels, (0, 0), out, (x, y))
+        check_region(width, height, self.source)
+        out = np.full((height, width, 3), WHITE, np.uint8)
+        paste(self._pixels, (0, 0), out, (x, y))
         return out
 
     def thumbnail(self, max_px: int) -> tuple[Pixels, float]:
         """See `SlideImage.thumbnail`."""
-        return _shrink(self.read, self.width, self.height, max_px, self.source)
+        return shrink(self.read, self.width, self.height, max_px, self.source)
 
 
 class DecodedImage:
@@ -160,7 +154,7 @@ class DecodedImage:
         try:
             return plugin(self._path)
         except (OSError, SyntaxError, ValueError, struct.error, UnidentifiedImageError) as error:
-            raise _damaged(self.source, str(error)) from error
+            raise damaged(self.source, str(error)) from error
 
     def _pixels(self) -> ArrayImage:
         with self._lock:
@@ -173,10 +167,10 @@ class DecodedImage:
             try:
                 image.load()
             except (OSError, SyntaxError, ValueError, struct.error) as error:
-                raise _damaged(self.source, str(error)) from error
+                raise damaged(self.source, str(error)) from error
             rgb: Image.Image = image
             if image.has_transparency_data:
-                rgb = Image.new("RGBA", image.size, (_WHITE,) * 3 + (255,))
+                rgb = Image.new("RGBA", image.size, (WHITE,) * 3 + (255,))
                 rgb.alpha_composite(image.convert("RGBA"))
             rgb = rgb if rgb.mode == "RGB" else rgb.convert("RGB")
             out = np.empty((self.height, self.width, 3), np.uint8)
@@ -187,161 +181,43 @@ class DecodedImage:
         return out
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Level:
-    """One resolution of a TIFF: a grid of tiles or strips."""
-
-    width: int
-    height: int
-    segment: tuple[int, int]  # rows, columns of a tile
-    offsets: tuple[int, ...]
-    counts: tuple[int, ...]
-    decode: Callable[[bytes, int], np.ndarray]
-
-
-class TiffImage:
-    """A TIFF (also pyramidal, BigTIFF, SVS) of which only the tiles needed are read.
-
-    Raises:
-      ImageError: the file is damaged or incomplete, is no 8-bit RGB or grey image, or has tiles
-        above `MAX_SEGMENT_PIXELS`.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = pathlib.Path(path)
-        self.source = self._path.name
-        try:
-            with tifffile.TiffFile(self._path) as tiff:
-                pages = [level.keyframe for level in tiff.series[0].levels]
-                self._levels = tuple(_level(page, self.source) for page in pages)
-        except (tifffile.TiffFileError, OSError, ValueError, IndexError, struct.error) as error:
-            raise _damaged(self.source, str(error)) from error
-        self.width, self.height = self._levels[0].width, self._levels[0].height
-        size = self._path.stat().st_size
-        end = max(o + c for v in self._levels for o, c in zip(v.offsets, v.counts, strict=True))
-        if end > size:
-            raise _damaged(self.source, f"{size:,} of at least {end:,} bytes")
-
-    def __reduce__(self) -> tuple[Callable[..., TiffImage], tuple[pathlib.Path]]:
-        return TiffImage, (self._path,)
-
-    def read(self, x: int, y: int, width: int, height: int) -> Pixels:
-        """See `SlideImage.read`."""
-        return self._read(self._levels[0], x, y, width, height)
-
-    def thumbnail(self, max_px: int) -> tuple[Pixels, float]:
-        """See `SlideImage.thumbnail`; from the smallest level that is large enough."""
-        enough = [v for v in self._levels if max(v.width, v.height) >= max_px]
-        level = min(enough or self._levels[:1], key=lambda v: v.width)
-        read = functools.partial(self._read, level)
-        pixels, scale = _shrink(read, level.width, level.height, max_px, self.source)
-        return pixels, scale * max(level.width, level.height) / max(self.width, self.height)
-
-    def _read(self, level: _Level, x: int, y: int, width: int, height: int) -> np.ndarray:
-        _check_region(width, height, self.source)
-        out = np.full((height, width, 3), _WHITE, np.uint8)
-        left, right = max(x, 0), min(x + width, level.width)
-        top, bottom = max(y, 0), min(y + height, level.height)
-        if left >= right or top >= bottom:
-            return out
-        rows, columns = level.segment
-        per_row = math.ceil(level.width / columns)
-        # Opened for each region: no handle is shared between threads; 20 us beside the decoding.
-        with self._path.open("rb") as file:
-            for row in range(top // rows, (bottom - 1) // rows + 1):
-                for column in range(left // columns, (right - 1) // columns + 1):
-                    index = row * per_row + column
-                    if not level.counts[index]:
-                        continue  # a tile left out of the file: background
-                    file.seek(level.offsets[index])
-                    tile = self._decode(level, file.read(level.counts[index]), index)
-                    corner = (column * columns, row * rows)
-                    # The tiles at the right and lower edge are padded beyond the image.
-                    tile = tile[: level.height - corner[1], : level.width - corner[0]]
-                    _paste(tile, corner, out, (x, y))
-        return out
-
-    def _decode(self, level: _Level, data: bytes, index: int) -> np.ndarray:
-        try:
-            return level.decode(data, index)
-        except (tifffile.TiffFileError, OSError, ValueError, RuntimeError) as error:
-            raise _damaged(self.source, f"tile {index} cannot be decoded ({error})") from error
-
-
 def open_image(path: str | os.PathLike[str]) -> SlideImage:
-    """The image in a file: `TiffImage` for TIFF, `DecodedImage` for JPEG and PNG.
+    """The image in a file.
+
+    Returns:
+      A `DecodedImage` for JPEG and PNG, a `wsi.TiffImage` for TIFF, OME-TIFF and SVS, and a
+      `wsi.OpenSlideImage` for `wsi.BY_OPENSLIDE` and for a scanner's TIFF that only OpenSlide
+      decodes.
 
     Raises:
-      ImageError: the file is missing, of another kind, damaged or too large.
+      ImageError: the file is missing, of another kind, damaged or too large, or OpenSlide is needed
+        and not installed.
     """
+    from stemjax.data import wsi  # which needs this module
+
     path = pathlib.Path(path)
     if not path.is_file():
         raise errors.ImageError(
             f"there is no image {path}", fix="Check the path, or copy the image there"
         )
+    if path.suffix.lower() in wsi.BY_OPENSLIDE:
+        return wsi.OpenSlideImage(path)
     with path.open("rb") as file:
         magic = file.read(16)
     if magic.startswith((b"\xff\xd8\xff", b"\x89PNG")):
         return DecodedImage(path, png=magic.startswith(b"\x89PNG"))
     if magic.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return TiffImage(path)
+        return wsi.open_tiff(path)
     raise errors.ImageError(
         f"{path.name} is no image that can be read",
-        expected="JPEG, PNG or TIFF",
+        expected=f"JPEG, PNG or TIFF, or {' '.join(wsi.BY_OPENSLIDE)}",
         found=f"a file that starts with {magic[:8]!r}",
         fix="Convert it to a pyramidal TIFF or a JPEG",
     )
 
 
-def _level(page: tifffile.TiffPage, source: str) -> _Level:
-    """The tiles of one page, ready to be decoded once the file is closed."""
-    samples, height, width = page.samplesperpixel, page.imagelength, page.imagewidth
-    jpeg = page.compression in _JPEG_COMPRESSIONS
-    usable = page.dtype == np.uint8 and samples in (1, 3, 4) and page.imagedepth == 1
-    # Tiles come back as RGB (YCbCr only from JPEG); palettes and CMYK would look like it.
-    usable &= page.photometric in (_MIN_IS_WHITE, 1, 2) or (page.photometric == _YCBCR and jpeg)
-    if not usable or (page.planarconfig != 1 and samples > 1):
-        raise errors.ImageError(
-            f"{source} cannot be used as an H&E image",
-            expected="8-bit RGB or grey samples, interleaved",
-            found=f"{samples} samples of {page.dtype}, photometric {page.photometric}, "
-            f"planar configuration {page.planarconfig}",
-            fix="Convert it to 8-bit RGB",
-        )
-    rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
-    columns = page.tilewidth if page.is_tiled else width
-    if rows * columns > MAX_SEGMENT_PIXELS:
-        raise errors.ImageError(
-            f"{source} is stored in pieces too large to be read one at a time",
-            expected=f"tiles of at most {MAX_SEGMENT_PIXELS / 1e6:.0f} Mpx",
-            found=f"tiles or strips of {columns:,} x {rows:,} px",
-            fix="Convert it to a tiled, pyramidal TIFF",
-        )
-    decode = page.decode
-    tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if jpeg else {}
-
-    def decode_rgb(data: bytes, index: int) -> np.ndarray:
-        tile = decode(data, index, **tables)[0]
-        if tile is None:
-            raise ValueError("it is empty")
-        tile = tile[0]  # the axis of depth
-        if samples == 1:
-            if page.photometric == _MIN_IS_WHITE:
-                tile = 255 - tile
-            return np.repeat(tile, 3, axis=2)
-        return tile[:, :, :3]
-
-    return _Level(
-        width=width,
-        height=height,
-        segment=(rows, columns),
-        offsets=tuple(page.dataoffsets),
-        counts=tuple(page.databytecounts),
-        decode=decode_rgb,
-    )
-
-
-def _damaged(source: str, found: str) -> errors.ImageError:
+def damaged(source: str, found: str) -> errors.ImageError:
+    """The error of a file that cannot be read as what it claims to be."""
     return errors.ImageError(
         f"{source} is damaged or incomplete",
         found=found,
@@ -349,7 +225,12 @@ def _damaged(source: str, found: str) -> errors.ImageError:
     )
 
 
-def _check_region(width: int, height: int, source: str) -> None:
+def check_region(width: int, height: int, source: str) -> None:
+    """Checks the size of a region.
+
+    Raises:
+      ImageError: it is empty or above `MAX_PIXELS`.
+    """
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise errors.ImageError(
             f"cannot read a region of {width:,} x {height:,} px of {source}",
@@ -358,7 +239,7 @@ def _check_region(width: int, height: int, source: str) -> None:
         )
 
 
-def _paste(
+def paste(
     tile: np.ndarray, tile_xy: tuple[int, int], out: np.ndarray, out_xy: tuple[int, int]
 ) -> None:
     """Copies the common part of two rectangles of the plane from ``tile`` to ``out``."""
@@ -372,7 +253,22 @@ def _paste(
     ]
 
 
-def _shrink(
+def on_white(pixels: UInt8[np.ndarray, "h w 4"], *, premultiplied: bool = False) -> Pixels:
+    """RGB pixels laid over white by their alpha.
+
+    Args:
+      pixels: RGBA.
+      premultiplied: whether the colours are multiplied by alpha already.
+    """
+    rgb, alpha = pixels[:, :, :3], pixels[:, :, 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgb)
+    alpha = alpha.astype(np.uint16)
+    over = rgb.astype(np.uint16) * (255 if premultiplied else alpha) + WHITE * (255 - alpha)
+    return np.minimum((over + 127) // 255, 255).astype(np.uint8)
+
+
+def shrink(
     read: Callable[[int, int, int, int], np.ndarray],
     width: int,
     height: int,

@@ -24,6 +24,13 @@ _HOLE = 1.15  # pitches: radius of the empty disc where one spot is missing, 1, 
 _WIDEST_GAP = np.deg2rad(105.0)  # between neighbours of a missing spot: 90 or 60 degrees, 120
 _EDGE = 0.05  # pitches: as near as this to the footprint is on it
 _DISC = 0.75  # pitches: above the distance of a square cell's middle from its corners, .71
+# Optical densities (base 10) of a section's thumbnail, beyond the glass.
+_CLEAR = 0.05  # less in every colour is glass
+_STAIN = 0.015  # of green beyond red and blue: the least of stained tissue
+_PALE, _DARK = 0.03, 0.07  # of green: the least of any tissue, and enough for all of it
+_INK, _NEUTRAL = 0.15, 0.25  # ink is as dark as this, and grey if colours differ by less of that
+# Blue ink: red over green, and blue over red. HER2ST's nuclei reach 1.19, but none is below .49.
+_BLUE_RED, _BLUE_BLUE = 1.05, 0.4
 _AROUND = np.stack([f(np.arange(8) * np.pi / 4) for f in (np.cos, np.sin)], axis=1)
 
 
@@ -217,6 +224,56 @@ def tissue_mask(thumbnail: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"
     mask = mask[radius:-radius, radius:-radius]
     small = mask.size // 1000
     return ~_large_parts(~_large_parts(mask, small), small)
+
+
+def section_mask(thumbnail: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+    """Which pixels of a thumbnail show a stained section, where no measured spot vouches for it.
+
+    `tissue_mask` splits any image in two, a blank one too, and takes a pen for tissue. Here a pixel
+    has to absorb green, more than red and blue on average, by absolute amounts of optical density:
+    haematoxylin and eosin do; glass of any grey, shadow, scanner borders, black and green ink do
+    not, and blue ink is told by how little blue it absorbs. Between the bounds of what is tissue
+    for certain and what is not, Otsu's threshold of the green absorbance decides. Then the same
+    closing over fat and the same size of the smallest parts and holes as in `tissue_mask`; ink is
+    taken out of what was closed. Red ink is not told from eosin, nor is brown from melanin.
+
+    A thumbnail of 500 to 4,000 pixels serves best. An image without any glass is all tissue.
+    """
+    smooth = filters.gaussian(thumbnail, 1.5, preserve_range=True, channel_axis=2)
+    glass = _glass(smooth)
+    density: np.ndarray = -np.log10(np.clip((smooth + 1) / (glass + 1), 1e-3, None))
+    red, green, blue = (density[..., i] for i in range(3))
+    mean, stain = density.mean(axis=2), green - (red + blue) / 2
+    neutral = density.max(axis=2) - density.min(axis=2) < _NEUTRAL * mean
+    blueish = (red > _BLUE_RED * green) & (blue < _BLUE_BLUE * red)
+    dark = (mean > _INK) & (neutral | blueish | (green < np.minimum(red, blue)))
+    ink: np.ndarray = ndimage.binary_dilation(_large_parts(dark, 4), iterations=3)
+    clear = np.abs(density).max(axis=2) < _CLEAR
+    noise = 1.4826 * np.median(np.abs(stain[clear])) if clear.any() else 0.0
+    rest = green[~ink]
+    level = float(filters.threshold_otsu(rest)) if rest.size else _DARK
+    level = float(np.clip(level, _PALE, _DARK))
+    mask = (stain > max(_STAIN, 5 * noise)) & (green > level) & ~blueish & ~ink
+    # Before closing: specks of noise, close to each other, would be closed into one piece.
+    mask = _large_parts(mask, max(mask.size // 50_000, 12))
+    radius = max(1, round(max(mask.shape) / 64))
+    mask = morphology.isotropic_closing(np.pad(mask, radius), radius)[
+        radius:-radius, radius:-radius
+    ]
+    small = mask.size // 1000
+    mask = _large_parts(mask & ~ink, small)
+    return ~_large_parts(~mask, small) & ~ink
+
+
+def _glass(smooth: np.ndarray) -> np.ndarray:
+    """The colour of bare glass [3]: the commonest among bright and nearly grey pixels."""
+    bright = (smooth.min(axis=2) > 165) & (np.ptp(smooth, axis=2) < 25)
+    if bright.mean() < 0.01:
+        return np.full(3, 245.0)
+    pixels = smooth[bright]
+    shade = np.rint(pixels[:, 1]).astype(int)
+    near = np.abs(shade - np.bincount(shade).argmax()) <= 3
+    return np.median(pixels[near], axis=0)
 
 
 def _large_parts(mask: np.ndarray, size: int) -> np.ndarray:
