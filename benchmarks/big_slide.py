@@ -205,6 +205,26 @@ def measure(way: Way) -> Iterator[dict[str, Any]]:
         yield line
 
 
+def tables(result: dict[str, Any]) -> str:
+    """Returns the result as Markdown."""
+    import samplers
+
+    rows = []
+    for line in result["lines"]:
+        rate = f"{line['patches_per_s']:,.0f}" if "patches_per_s" in line else ""
+        memory = f"{line['peak_rss_bytes'] / 1e9:.2f}"
+        rows.append([line["step"], f"{line['seconds']:,.2f}", rate, memory])
+    spots = next(line["spots"] for line in result["lines"] if "spots" in line)
+    within = "within" if result["within_limit"] else "ABOVE"
+    head = ["step", "seconds", "patches/s", "most memory so far, GB"]
+    size = f"{result['side']:,} x {result['side']:,} px"
+    return (
+        f"{size} of JPEG tiles ({result['file_bytes'] / 1e6:,.0f} MB), {spots:,} spots, "
+        f"{result['workers']} threads read; {within} {result['limit_gb']:g} GB. `predict` embeds "
+        f"again, in one process.\n\n{samplers.markdown(head, rows)}"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Makes the slide, measures, prints a line of JSON a step; 1 if memory was above the limit."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -214,6 +214,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def tables(result: dict[str, Any]) -> str:
+    """Returns the result as Markdown."""
+    import samplers
+
+    rows = []
+    for line in result["lines"]:
+        share = f"{line['share']:.0%}" if "share" in line else ""
+        kept = f"{line['kept']:.0%}" if "kept" in line else ""
+        rate = f"{line['patches_per_s']:,.{0 if line['patches_per_s'] >= 100 else 2}f}"
+        rows.append([line["way"], line["dtype"], f"{line['batch']}", rate, share, kept])
+    head = ["way", "dtype", "batch", "patches/s", "of the roof", "of the forward passes kept"]
+    network = "a small network" if result["quick"] else f"the network of {result['encoder']}"
+    return (
+        f"{network[0].upper()}{network[1:]} with random weights, {result['spots']} patches of a "
+        f"slide in memory, one variant each; the roof is a large product in that dtype.\n\n"
+        f"{samplers.markdown(head, rows)}"
+    )
+
+
 def main() -> None:
     """Measures, prints a line for each way, writes the JSON."""
     args = read_flags()

@@ -45,6 +45,8 @@ SCRIPTS = {
     "pod": "pod_tables",
     "export_matrix": "export_matrix",
     "serving": "serving",
+    "encode": "encode",
+    "big_slide": "big_slide",
 }
 """What a result's name begins with -> the module in benchmarks/ that has its ``tables``."""
 COMPOSED = {"headline": ("peers", "frontier"), "feeding": ("pod", "input")}

@@ -50,7 +50,7 @@ ONLY_IN = {
     "tensorflow_datasets": ("stemjax.data.records", "stemjax.data.builder"),
     "orbax": ("stemjax.train.checkpoint",),
     "safetensors": ("stemjax.export",),
-    "huggingface_hub": ("stemjax.export.hub", "stemjax.encoders.hub"),
+    "huggingface_hub": ("stemjax.foreign.hub_library",),
     "rich": ("stemjax.terminal",),
     "openslide": ("stemjax.data.wsi",),
     "pyarrow": ("stemjax.data.layouts", "stemjax.data.embedding_files"),

@@ -9,11 +9,12 @@ and may be pickled (a file is opened anew).
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -292,3 +293,39 @@ def shrink(
     # The box ends where the image does: the last averaged column may be a partial one.
     box = (0, 0, width / factor, height / factor)
     return np.array(pixels.resize(size, Image.Resampling.LANCZOS, box=box)), scale
+
+
+class Level(Protocol):
+    """One resolution of an image."""
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        ...
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        ...
+
+
+def from_levels[L: Level](
+    levels: Sequence[L],
+    read: Callable[[L, int, int, int, int], np.ndarray],
+    max_px: int,
+    source: str,
+) -> tuple[np.ndarray, float]:
+    """A thumbnail from the smallest level that is large enough, and its scale to level 0.
+
+    Args:
+      levels: level 0 first.
+      read: reads a rectangle of a level.
+      max_px: most pixels of its long side.
+      source: what errors call the image.
+    """
+    enough = [level for level in levels if max(level.width, level.height) >= max_px]
+    level = min(enough or levels[:1], key=lambda one: one.width)
+    part = functools.partial(read, level)
+    pixels, scale = shrink(part, level.width, level.height, max_px, source)
+    whole = max(levels[0].width, levels[0].height)
+    return pixels, scale * max(level.width, level.height) / whole

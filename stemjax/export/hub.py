@@ -11,7 +11,6 @@ argument, and none is shown. Needs the extra ``hub``.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,13 +18,13 @@ import os
 import pathlib
 import re
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
-from stemjax import __version__, errors
+from stemjax import errors
 from stemjax.data import integrity
 from stemjax.export import bundle, model_card
+from stemjax.foreign import hub_library
 from stemjax.train.trained import Trained
 
 SCHEME = "hub:"
@@ -34,8 +33,6 @@ MAIN = "main"
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _ADDRESS = re.compile(rf"hub:({_PART})/({_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_TOKEN = re.compile(r"hf_[A-Za-z0-9_]{4,}")
-_LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may do this"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,8 +118,8 @@ def push(
     if licence is not None:
         contents |= _relicensed(path, trained, licence)
     message = f"stemjax bundle, step {trained.step}, weights {trained.weights}"
-    with _explained(address):
-        library, api = _library(), _api(endpoint)
+    with hub_library.explained(_teller(address)):
+        library, api = hub_library.library(), hub_library.api(endpoint)
         api.create_repo(address.repository, private=not public, exist_ok=True)
         if not public and not api.model_info(address.repository).private:
             raise errors.HubError(
@@ -173,8 +170,8 @@ def pull(address: Address, path: str | pathlib.Path, *, endpoint: str | None = N
             f"{path} is in the way", expected="nothing there, or an empty folder",
             fix="Name another output",
         )  # fmt: skip
-    with _explained(address):
-        info = _api(endpoint).model_info(address.repository, revision=address.revision)
+    with hub_library.explained(_teller(address)):
+        info = hub_library.api(endpoint).model_info(address.repository, revision=address.revision)
     pinned = address.at(str(info.sha))
     if address.is_commit and pinned != address:
         raise errors.HubError(f"{address}: the hub answered with another commit, {info.sha}")
@@ -208,8 +205,8 @@ def _fetch(
             raise errors.HubError(
                 f"{address} is no whole bundle", expected=name, found="no such file"
             )
-        with _explained(address):
-            got = _api(endpoint).hf_hub_download(
+        with hub_library.explained(_teller(address)):
+            got = hub_library.api(endpoint).hf_hub_download(
                 address.repository,
                 name,
                 revision=address.revision,
@@ -256,86 +253,23 @@ def _names(info: Any) -> set[str]:
     return {str(one.rfilename) for one in info.siblings or ()}
 
 
-def _library() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants  # the package itself imports no part of it
-        import huggingface_hub.errors
-        import huggingface_hub.utils
-    except ImportError as error:
-        raise errors.HubError(
-            "the hub's library is not installed", expected="huggingface_hub",
-            fix="Install it: pip install 'stemjax[hub]'",
-        ) from error  # fmt: skip
-    return huggingface_hub
+def _teller(address: Address) -> Callable[[hub_library.Failure], errors.HubError]:
+    """What to say where the hub does not do it."""
+    words = {
+        "revision": ("no such revision", "Look up the branches and commits that it has"),
+        "refused": ("access is refused", f"Ask its owner for access. {hub_library.LOGIN}"),
+        "missing": (
+            "no such repository, or none that this login may see",
+            f"Check the name. For a private one: {hub_library.LOGIN}",
+        ),
+        "login": ("not logged in, or the token is not valid", hub_library.LOGIN),
+        "offline": ("the hub cannot be reached", "Unset HF_HUB_OFFLINE"),
+        "lost": ("the hub cannot be reached", "Check the network, a proxy and HF_ENDPOINT"),
+        "other": ("the hub did not do it", "Try again later"),
+    }
 
+    def tell(failure: hub_library.Failure) -> errors.HubError:
+        what, fix = words[failure.kind]
+        return errors.HubError(f"{address}: {what}", found=failure.said, fix=fix)
 
-def _api(endpoint: str | None) -> Any:
-    library = _library()
-    if not sys.stderr.isatty() and library.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-        library.utils.disable_progress_bars()  # in a log they are noise
-    # The library reads the variable once, when it is imported.
-    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or None
-    return library.HfApi(endpoint=endpoint, library_name="stemjax", library_version=__version__)
-
-
-@contextlib.contextmanager
-def _explained(address: Address) -> Iterator[None]:
-    """What the library raises, as errors of this house without tokens in them."""
-    library = _library()
-    # Requests, httpx or httpx2, by its version; all errors of the line are of this class.
-    transport = library.errors.HfHubHTTPError.__bases__[0]
-    try:
-        yield
-    except errors.StemjaxError:
-        raise
-    except OSError as error:
-        if error.filename and not isinstance(error, transport):
-            raise  # the disk: `cli.main` says of which file
-        raise _explain(error, address, transport) from None  # its text may hold a token
-    except (transport, ValueError, RuntimeError, KeyError) as error:
-        raise _explain(error, address, transport) from None
-
-
-def _explain(error: BaseException, address: Address, transport: type) -> errors.HubError:
-    library = _library()
-    kinds, cause = library.errors, error.__cause__
-    if isinstance(error, (kinds.LocalEntryNotFoundError, RuntimeError)) and cause is not None:
-        return _explain(cause, address, transport)  # the library says "failed" and this says why
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    offline = isinstance(error, kinds.OfflineModeIsEnabled)
-    if isinstance(error, kinds.RevisionNotFoundError):
-        return errors.HubError(
-            f"{address}: no such revision", fix="Look up the branches and commits that it has"
-        )
-    if isinstance(error, kinds.GatedRepoError) or status == 403:
-        return errors.HubError(
-            f"{address}: access is refused", found=f"status {status}",
-            fix=f"Ask its owner for access. {_LOGIN}",
-        )  # fmt: skip
-    if isinstance(error, kinds.RepositoryNotFoundError):
-        # The hub says the same of what is not there and of what this login may not see.
-        return errors.HubError(
-            f"{address}: no such repository, or none that this login may see",
-            found=f"status {status}",
-            fix=f"Check the name. For a private one: {_LOGIN}",
-        )
-    if status == 401 or isinstance(error, kinds.LocalTokenNotFoundError):
-        return errors.HubError(f"{address}: not logged in, or the token is not valid", fix=_LOGIN)
-    lost = isinstance(error, (transport, ConnectionError, TimeoutError)) and status is None
-    if offline or lost:
-        return errors.HubError(
-            f"{address}: the hub cannot be reached",
-            found=_redacted(str(error) or type(error).__name__),
-            fix="Unset HF_HUB_OFFLINE" if offline else "Check the network, a proxy and HF_ENDPOINT",
-        )
-    said = f"{type(error).__name__}: {_redacted(str(error))}"
-    return errors.HubError(f"{address}: the hub did not do it", found=said, fix="Try again later")
-
-
-def _redacted(text: str) -> str:
-    """The first lines of a message without the token, whoever put it there."""
-    token = _library().get_token()
-    if token:
-        text = text.replace(token, "***")
-    return " ".join(_TOKEN.sub("hf_***", text).split())[:400].rstrip(".")
+    return tell

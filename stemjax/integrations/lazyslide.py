@@ -17,6 +17,7 @@ import numpy as np
 
 from stemjax import errors, tasks
 from stemjax.data import embeddings
+from stemjax.encoders import registry
 from stemjax.integrations import prediction as predictions
 from stemjax.train.trained import Trained
 
@@ -117,12 +118,20 @@ class ExpressionModel:
         """Does nothing: the network is compiled by JAX at its first use."""
 
 
+def _is_name(features: str, contract: embeddings.EncoderContract) -> bool:
+    """Whether a name is another spelling of the contract's encoder."""
+    try:
+        return registry.resolve(features).name == contract.name
+    except errors.ConfigError:  # an encoder of one's own
+        return False
+
+
 def _require_encoder(
     contract: embeddings.EncoderContract, features: embeddings.EncoderContract | str | None
 ) -> None:
     if isinstance(features, embeddings.EncoderContract):
         features.require_same(contract, where="the features and the model")
-    elif features is not None and features != contract.name:
+    elif features is not None and features != contract.name and not _is_name(features, contract):
         raise errors.EncoderMismatchError(
             "features of the tiles",
             expected=f"of encoder {contract.name!r}, {contract.width} wide",

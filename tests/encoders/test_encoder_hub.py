@@ -13,6 +13,7 @@ import pytest
 
 from stemjax import encoders, errors
 from stemjax.encoders import hub, weights
+from stemjax.foreign import hub_library
 
 NAME, WEIGHTS = "MahmoodLab/UNI", b"PK\x03\x04 weights"
 FILES = {
@@ -92,7 +93,7 @@ def test_a_refusal_names_terms_and_login_and_no_token(stub, tmp_path, monkeypatc
 
 def test_no_token_is_ever_part_of_a_message(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret-of-another-form")
-    said = hub._redacted("proxy said: secret-of-another-form, hf_abcdefgh and hf_auth")
+    said = hub_library.redacted("proxy said: secret-of-another-form, hf_abcdefgh and hf_auth")
     assert said == "proxy said: ***, hf_*** and hf_***"
 
 

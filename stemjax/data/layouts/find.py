@@ -36,6 +36,12 @@ def find_layout(path: str | os.PathLike[str]) -> str:
       SlideError: it has none, or the marks of more than one.
     """
     path = pathlib.Path(path)
+    if not path.exists():
+        raise errors.SlideError(
+            f"there is no {path}",
+            expected="an image, an .h5ad, or a folder of slides",
+            fix="Check the path",
+        )
     if path.is_file():
         found = ["h5ad"] if path.suffix == ".h5ad" else ["image"] if _is_image(path) else []
     else:
@@ -91,6 +97,4 @@ _MARKS: dict[str, Callable[[pathlib.Path], bool]] = {
 def _contents(path: pathlib.Path) -> str:
     if path.is_file():
         return f"a file {path.suffix or 'without suffix'}"
-    if not path.is_dir():
-        return "no file or folder"
     return ", ".join(sorted(inner.name for inner in path.iterdir())[:8]) or "an empty folder"

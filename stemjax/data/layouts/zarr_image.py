@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -59,11 +58,7 @@ class ZarrImage:
 
     def thumbnail(self, max_px: int) -> tuple[images.Pixels, float]:
         """See `stemjax.data.images.SlideImage.thumbnail`; from the smallest level large enough."""
-        enough = [v for v in self._levels if max(v.width, v.height) >= max_px]
-        level = min(enough or self._levels[:1], key=lambda v: v.width)
-        read = functools.partial(self._read, level)
-        pixels, scale = images.shrink(read, level.width, level.height, max_px, self.source)
-        return pixels, scale * max(level.width, level.height) / max(self.width, self.height)
+        return images.from_levels(self._levels, self._read, max_px, self.source)
 
     def _read(self, level: _Level, x: int, y: int, width: int, height: int) -> np.ndarray:
         images.check_region(width, height, self.source)

@@ -78,5 +78,5 @@ def test_what_was_looked_for_is_said(tmp_path):
         find.find_layout(tmp_path)
     assert all(f"{name}: " in told.value.expected for name in TREES)
     assert told.value.found == "figures"
-    with pytest.raises(errors.SlideError, match="found no file or folder"):
+    with pytest.raises(errors.SlideError, match="there is no "):
         find.find_layout(tmp_path / "absent")
