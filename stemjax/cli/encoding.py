@@ -75,7 +75,6 @@ def add_encoder(parser: argparse.ArgumentParser, *, default: str) -> None:
     )
     group.add_argument(
         "--encoder-weights",
-        "--encoder_weights",
         type=pathlib.Path,
         metavar="FILE",
         help="of the encoder: safetensors or a torch file on this machine; nothing is downloaded",
@@ -85,7 +84,7 @@ def add_encoder(parser: argparse.ArgumentParser, *, default: str) -> None:
         type=_fov,
         metavar="UM|default|stem",
         help="side of a patch on the tissue; stem is max(224 px, spot diameter) "
-        "(default: the encoder's usual field of view)",
+        "(default: the model's, else the encoder's usual one)",
     )
     group.add_argument(
         "--pooling", metavar="NAME", help="of encoders with a choice: cls or cls+mean"
