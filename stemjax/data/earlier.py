@@ -57,21 +57,36 @@ def is_written(
     slide: slides.Slide,
     panel: genes_lib.Panel,
     contract: embeddings_lib.EncoderContract,
+    variants: int | None = None,
 ) -> bool:
     """Whether the slide's records are there, whole, and made from what is asked for now.
 
     Damaged records count as not written.
+
+    Args:
+      out: the folder of the records.
+      slide: the slide.
+      panel: the gene panel.
+      contract: of the embeddings.
+      variants: flips and turns asked for; None where only what embeds them knows how many it has.
+
+    Raises:
+      RecordsError: they were made from something else.
     """
     folder = builder.slide_folder(out, slide.id) / builder.VERSION
     if not folder.is_dir() or integrity.damage(folder):
         return False
     metadata = record_files.read_metadata(folder)
     info = record_files.slide_info(metadata)
-    if info.digest == builder.slide_digest(slide, panel=panel, contract=contract):
+    fewer = variants is not None and metadata["variants"] < variants
+    if info.digest == builder.slide_digest(slide, panel=panel, contract=contract) and not fewer:
         return True
+    different = _differences(info, slide, metadata)
+    if fewer:
+        different.append(f"flips and turns were {metadata['variants']} and are {variants}")
     raise errors.RecordsError(
         f"The records of slide {slide.id} in {out} were made from something else",
-        found="; ".join(_differences(info, slide, metadata)) or "another panel, encoder or format",
+        found="; ".join(different) or "another panel, encoder or format",
         fix=f"Give another --out, or remove {folder.parent} to have it written anew (and choose "
         "the panel again if its counts changed)",
     )

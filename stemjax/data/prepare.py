@@ -297,7 +297,9 @@ def _embed(
     slide = genes_lib.named_as_panel(
         slide, job.panel.genes, orthologues=job.orthologues, aliases=job.aliases
     )
-    if earlier.is_written(job.out, slide, job.panel, job.encoder.contract):
+    # Files of embeddings may hold fewer variants than are asked for; an encoder makes them.
+    variants = job.variants if hasattr(job.encoder, "encode") else None
+    if earlier.is_written(job.out, slide, job.panel, job.encoder.contract, variants):
         return None
     tell(f"{slide_id}: embedding {slide.n_spots} spots")
     vectors = patches.embed_slide(

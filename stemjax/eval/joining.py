@@ -308,7 +308,7 @@ def join(
         more=partly,
     )  # fmt: skip
     columns, genes, no_genes, more_genes = _match(
-        list(map(str, prediction.var_names)), truth.genes, "genes", name, whole=whole
+        truth.named(list(map(str, prediction.var_names))), truth.genes, "genes", name, whole=whole
     )
     if like is not None and (no_spots or no_genes):
         raise errors.PredictionError(

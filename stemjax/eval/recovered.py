@@ -112,6 +112,7 @@ def cut(truth: truths.Truth, rows: Sequence[int], columns: Sequence[int]) -> tru
         truth,
         barcodes=tuple(truth.barcodes[row] for row in rows),
         genes=tuple(truth.genes[column] for column in columns),
+        gene_ids=tuple(truth.gene_ids[column] for column in columns if truth.gene_ids),
         counts=truth.counts[np.ix_(rows, columns)],
         total=truth.total[rows],
         measured=truth.measured[columns],

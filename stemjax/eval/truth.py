@@ -17,7 +17,7 @@ import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
 from stemjax import errors
-from stemjax.data import hiding, transforms
+from stemjax.data import gene_matching, gene_names, hiding, transforms
 from stemjax.data import records as spot_records
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Truth:
       diameter: of a spot, in ``unit``.
       image: uint8 [h w 3] and its pixels per ``unit``, or None.
       table: the slide's records, with embeddings; None for a file of counts.
+      gene_ids: Ensembl ids of the genes, "" where unknown; empty where none is known.
     """
 
     slide: str
@@ -56,6 +57,22 @@ class Truth:
     diameter: float
     image: tuple[np.ndarray, float] | None
     table: spot_records.Table | None
+    gene_ids: tuple[str, ...] = ()
+
+    def named(self, genes: Sequence[str]) -> list[str]:
+        """Names of genes as this slide has them: found by Ensembl id too, or in plain spelling.
+
+        What is not found keeps its name. Nothing is renamed across species.
+        """
+        names = list(genes)
+        if set(names) <= set(self.genes) or len(set(names)) < len(names):
+            return names
+        try:
+            found = gene_matching.match(names, self.genes, self.gene_ids, where=self.slide)
+        except errors.GenePanelError:
+            return names
+        pairs = zip(names, found.columns.tolist(), strict=True)
+        return [self.genes[column] if column >= 0 else name for name, column in pairs]
 
     def values(self, space: str) -> Float[np.ndarray, "l g"]:
         """The counts in a value space, float64."""
@@ -174,11 +191,12 @@ def of_anndata(data: anndata.AnnData, *, name: str, where: str) -> Truth:
     _require_unique(list(data.obs_names), "spot", where)
     _require_unique(names, "gene", where)
     place = of_positions(data, where=where)
+    genes, ids = _named_genes(data, names)
     return Truth(
         slide=place.library or name,
         patient=None,
         barcodes=tuple(map(str, data.obs_names)),
-        genes=tuple(names),
+        genes=genes,
         counts=counts,
         total=counts.sum(axis=1),
         measured=np.ones(len(names), bool),
@@ -188,7 +206,33 @@ def of_anndata(data: anndata.AnnData, *, name: str, where: str) -> Truth:
         diameter=place.diameter,
         image=place.image,
         table=None,
+        gene_ids=ids,
     )
+
+
+def _named_genes(
+    data: anndata.AnnData, names: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Symbols and Ensembl ids of the genes, whichever of them the columns are called by.
+
+    Ids are empty where none is known; symbols are taken from ``var`` where the names are ids, if
+    every gene has one of its own.
+    """
+
+    def beside(columns: Sequence[str]) -> tuple[str, ...]:
+        if list(map(str, data.var_names)) != names:
+            return ()  # the genes are those of raw
+        for column in columns:
+            if column in data.var:
+                return tuple("" if v != v or v is None else str(v) for v in data.var[column])
+        return ()
+
+    if gene_names.naming_of(names).kind != "ensembl":
+        return tuple(names), beside(("gene_ids", "gene_id", "ensembl_id", "feature_id"))
+    symbols = beside(("gene_name", "gene_symbols", "gene_symbol", "feature_name", "symbol"))
+    if symbols and all(symbols) and len(set(symbols)) == len(symbols):
+        return symbols, tuple(names)
+    return tuple(names), tuple(names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

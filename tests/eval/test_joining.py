@@ -155,3 +155,40 @@ def test_the_forecast_is_the_richest_there_is(source):
     assert joining.join(ours, source).forecast.form == "normal law"
     ours.layers["stemjax_std"][0, 0] = 0  # no law has no width
     assert joining.join(ours, source).forecast is None
+
+
+ENSEMBL = [f"ENSG{i:011d}" for i in range(14)]
+
+
+@pytest.mark.parametrize("called", ["symbols", "ids", "ids alone"])
+@pytest.mark.parametrize("versions", ["", ".7"])
+def test_a_truth_that_names_genes_otherwise(source, called, versions):
+    """The truth's genes by Ensembl id or symbol, the prediction's by the other."""
+    found = source.load("A2")
+    symbols = list(found.genes)
+    ids = [name + versions for name in ENSEMBL]
+    index = symbols if called == "symbols" else ids
+    var = pd.DataFrame(index=pd.Index(index))
+    if called == "symbols":
+        var["gene_ids"] = ids
+    elif called == "ids":
+        var["gene_name"] = symbols
+    measured = anndata.AnnData(
+        X=scipy.sparse.csr_array(found.counts.astype(np.float32)),
+        obs=pd.DataFrame(index=list(found.barcodes)),
+        var=var,
+    )
+    measured.obsm["spatial"] = np.asarray(found.xy)
+    given = truths.of_anndata(measured, name="A2", where="a file")
+    file = truths.Source(slides=("A2",), records=None, _file=given)
+    data = foreign(source, genes=np.arange(14)[::-1])
+    by_id = data.copy()
+    by_id.var_names = ENSEMBL[::-1]
+    for one, works in ((data, called != "ids alone"), (by_id, True)):
+        if not works:
+            with pytest.raises(errors.PredictionError, match="genes differ"):
+                joining.join(one, file, foreign=SLIDE)
+            continue
+        joined = joining.join(one, file, foreign=SLIDE)
+        assert joined.genes == (tuple(symbols) if called != "ids alone" else tuple(ids))
+        np.testing.assert_allclose(joined.mean, joined.true, rtol=1e-6)

@@ -71,6 +71,15 @@ def test_records_of_an_image_alone(section, tmp_path, records):
     assert records.slides["mine"].measured
 
 
+def test_records_of_fewer_variants_are_no_records_of_more(section, tmp_path):
+    panel = genes.Panel(genes=demo.LAW.genes, rule="all", slides=())
+    args = {"genes": panel}
+    prepare.prepare(lambda _: section, ("mine",), tmp_path, variants=2, **args)
+    prepare.prepare(lambda _: section, ("mine",), tmp_path, variants=1, **args)  # there are enough
+    with pytest.raises(errors.RecordsError, match="flips and turns were 2 and are 8"):
+        prepare.prepare(lambda _: section, ("mine",), tmp_path, **args)
+
+
 def test_nothing_is_scored_or_chosen_on_an_image_alone(model, section, tmp_path, usual):
     slide = alone(section)
     with pytest.raises(errors.GenePanelError, match="image alone"):
