@@ -45,6 +45,8 @@ def find(each: Sequence[slide_rows.Evaluated], result: Mapping[str, Any]) -> lis
       result: ``rows`` and ``slides`` of `evaluate.summarise`, numbers not yet plain.
     """
     found = [alert for one in each for alert in (*_split(one), *_missing(one), *_range(one))]
+    for one in each:
+        found += of_account(one.joined.about, one.joined.slide)
     found += _calibration(result["rows"][0]["scores"])
     found += _depth(result["rows"])
     if result["intervals"]["of"] == "nothing":
@@ -53,6 +55,14 @@ def find(each: Sequence[slide_rows.Evaluated], result: Mapping[str, Any]) -> lis
         )
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(dict.fromkeys(found), key=lambda alert: order[alert.level])
+
+
+def of_account(about: Mapping[str, Any], slide: str) -> list[Alert]:
+    """What a prediction itself warns of, ``uns["stemjax"]["warnings"]``, as alerts."""
+    return [
+        Alert(level="warning", title="a doubtful prediction", text=f"{slide}: {warning}.")
+        for warning in map(str, about.get("warnings", ()))
+    ]
 
 
 def _split(one: slide_rows.Evaluated) -> list[Alert]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stemjax import __version__
-from stemjax.eval import joining, plots, scoring, slide_rows, tables
+from stemjax.eval import alerts, joining, plots, scoring, slide_rows, tables
 from stemjax.eval.report import figures, inferred, page
 
 if TYPE_CHECKING:
@@ -306,17 +306,25 @@ def without_truth(predictions: Sequence[anndata.AnnData], *, genes: Sequence[str
     """
     sections = functools.partial(figures.unscored, predictions, tuple(genes))
     names = [figures.slide_name(one, i) for i, one in enumerate(predictions)]
-    alert = page.Alert(
-        level="note",
-        title="no truth",
-        text="Nothing here says how good the prediction is: give what was measured with --truth.",
+    found = [
+        page.Alert(level=one.level, title=one.title, text=one.text)
+        for name, prediction in zip(names, predictions, strict=True)
+        for one in alerts.of_account(dict(prediction.uns.get("stemjax", {})), name)
+    ]
+    found.append(
+        page.Alert(
+            level="note",
+            title="no truth",
+            text="Nothing here says how good the prediction is: give what was measured with "
+            "--truth.",
+        )
     )
 
     def made(dpi: int) -> page.Page:
         return page.Page(
             title=f"Predicted expression: {', '.join(names)}",
             notice=NOTICE,
-            alerts=(alert,),
+            alerts=tuple(found),
             sections=tuple(sections(dpi)),
             provenance=figures.provenance(predictions),
             version=__version__,

@@ -62,6 +62,8 @@ def counted(prediction: anndata.AnnData, name: str) -> str:
     given, points = int(measured.sum()), _points(prediction)
     if given == prediction.n_obs:
         return f"{given} measured spots, each predicted from the others"
+    if not given and not points and not prediction.uns.get("stemjax", {}).get("hidden"):
+        return f"{prediction.n_obs} spots of an image alone: nothing was measured here"
     hidden = prediction.n_obs - given - points
     parts = [f"{hidden} hidden spots"] * (hidden > 0) + [f"{points} points between"] * (points > 0)
     return f"{given} measured spots; {hidden + points} inferred: {' and '.join(parts)}"

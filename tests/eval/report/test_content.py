@@ -381,3 +381,13 @@ def test_foreign_values_and_assumptions_are_told(source):
     assert "another tool's prediction" in text
     assert "training slides assumed" in text
     assert "ridge" in text
+
+
+def test_a_page_says_what_the_prediction_warns_of_and_that_nothing_was_measured(source):
+    made = with_draws(source)
+    made.obsm["spatial"] = np.asarray(source.load(["A2"]).pixel_xy, float)
+    made.obs["stemjax_measured"] = np.zeros(made.n_obs, bool)
+    made.uns["stemjax"]["warnings"] = ["patches of 112 um <at> 0.5 um/px"]
+    text = report.without_truth([made], genes=("G2",))
+    assert "patches of 112 um &lt;at&gt; 0.5 um/px" in text
+    assert f"{made.n_obs} spots of an image alone: nothing was measured here" in Text(text).text
