@@ -29,8 +29,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from stemjax import errors, names
-from stemjax.cli import options
-from stemjax.data import failures, genes, no_image, prepare, slides
+from stemjax.data import failures, genes, layouts, no_image, prepare, slides
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class Settings:
     def read(self, slide_id: str) -> slides.Slide:
         """Reads a slide, as ``stemjax prepare`` does."""
         need_image = self.encoder != no_image.CONTRACT.name
-        return options.layout(self.layout).read_slide(self.data, slide_id, need_image=need_image)
+        return layouts.layout(self.layout).read_slide(self.data, slide_id, need_image=need_image)
 
 
 def write_slide(index: int, settings: Settings) -> str:
@@ -73,7 +72,7 @@ def write_slide(index: int, settings: Settings) -> str:
 def main() -> int:
     """Runs the pipeline; 1 if a slide failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--layout", choices=options.LAYOUTS, required=True)
+    parser.add_argument("--layout", choices=names.LAYOUTS, required=True)
     parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
     parser.add_argument("--slides", default="", metavar="IDS")
@@ -82,7 +81,7 @@ def main() -> int:
     parser.add_argument("--n-genes", type=int, default=200, metavar="N")
     parser.add_argument("--encoder", default="texture")
     args, for_beam = parser.parse_known_args()
-    ids = names.split_names(args.slides) or options.layout(args.layout).list_slides(args.data)
+    ids = names.split_names(args.slides) or layouts.layout(args.layout).list_slides(args.data)
     settings = Settings(
         layout=args.layout,
         data=args.data.absolute(),
