@@ -159,6 +159,15 @@ ENTRIES: tuple[Entry, ...] = (
             ("vitl14", "vit_large_patch14_reg4_dinov2", "kaiko_large_14"),
         )
     ),
+    *(
+        _here(
+            f"dinov3_vit{size}16",
+            f"vit_{long}_patch16_dinov3 vit_{long}_patch16_dinov3.lvd1689m",
+            f"timm/vit_{long}_patch16_dinov3.lvd1689m",
+            "DINOv3 licence", gated=False, naming="timm_eva", resize="bicubic",
+        )  # photographs, no pathology: what a pathology encoder is to be better than
+        for size, long in (("s", "small"), ("b", "base"), ("l", "large"))
+    ),
     _files(
         "conch_v1_5", "conch_v15 conch_v1.5 titan MahmoodLab/TITAN", "MahmoodLab/conchv1_5", _ND,
         gated=True, input_px=448, patch_px=512, widths={"attention": 768},

@@ -1,6 +1,7 @@
 """Which tensors of a published checkpoint become which parameter, one table a naming.
 
     timm       timm's vision transformers
+    timm_eva   timm's with rotary positions, DINOv3 among them
     dinov2     the same as DINOv2's own code names it
     hf_vit     ViTModel of transformers
     hf_dinov2  Dinov2Model and its form with registers, of transformers
@@ -154,6 +155,7 @@ _timm, _hf = _lines(_TIMM), _lines(_HF)
 _dinov2 = _renamed(_timm, ("reg_token", "register_tokens"))
 _TABLES: dict[str, dict[str, Origin]] = {
     "timm": _timm,
+    "timm_eva": _renamed(_timm, ("ls1.gamma", "gamma_1"), ("ls2.gamma", "gamma_2")),
     "dinov2": _dinov2,
     "dinov2 swiglu": _renamed(_dinov2, ("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3")),
     "hf_dinov2": _hf,
@@ -172,7 +174,7 @@ _TABLES: dict[str, dict[str, Origin]] = {
     | _lines(_POOL),
 }
 
-NAMINGS = ("timm", "dinov2", "hf_vit", "hf_dinov2", "conch")
+NAMINGS = ("timm", "timm_eva", "dinov2", "hf_vit", "hf_dinov2", "conch")
 
 _UNUSED = re.compile(
     r"(?:.*\.)?(?:"

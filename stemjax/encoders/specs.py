@@ -27,6 +27,11 @@ _HIBOU = ViTSpec(
     registers=4,
 )  # fmt: skip
 
+_DINOV3 = ViTSpec(
+    image=224, patch=16, width=384, depth=12, heads=6, hidden=1536, qkv_bias=False, registers=4,
+    positioned=0, rotary=100.0, eps=1e-5,
+)  # fmt: skip
+
 SPECS: dict[str, ViTSpec] = {
     "uni": _LARGE,
     "uni2": dataclasses.replace(_GIANT, depth=24, registers=8, positioned=0),
@@ -57,4 +62,7 @@ SPECS: dict[str, ViTSpec] = {
     "kaiko_vitb8": dataclasses.replace(_BASE, patch=8),
     "kaiko_vitb16": _BASE,
     "kaiko_vitl14": dataclasses.replace(_LARGE, patch=14, registers=4, positioned=0),
+    "dinov3_vits16": _DINOV3,
+    "dinov3_vitb16": dataclasses.replace(_DINOV3, width=768, heads=12, hidden=3072),
+    "dinov3_vitl16": dataclasses.replace(_DINOV3, width=1024, depth=24, heads=16, hidden=4096),
 }

@@ -157,6 +157,9 @@ PUBLISHED = {
     "kaiko_vitb8": lambda: timm_model("vit_base_patch8_224"),
     "kaiko_vitb16": lambda: timm_model("vit_base_patch16_224"),
     "kaiko_vitl14": lambda: timm_model("vit_large_patch14_reg4_dinov2", img_size=518),
+    "dinov3_vits16": lambda: timm_model("vit_small_patch16_dinov3"),
+    "dinov3_vitb16": lambda: timm_model("vit_base_patch16_dinov3"),
+    "dinov3_vitl16": lambda: timm_model("vit_large_patch16_dinov3"),
 }
 
 MEMBERS = {
@@ -172,6 +175,7 @@ MEMBERS = {
     "phikon_v2": lambda: dinov2(**HF, image_size=16),
     "midnight": lambda: dinov2(**HF, image_size=56, use_swiglu_ffn=True),
     "hibou_b": lambda: registers(**HF, image_size=40, use_swiglu_ffn=True),
+    "dinov3_vits16": lambda: timm_model("vit_small_patch16_dinov3", img_size=24, **SMALL),
     "conch": lambda: conch(width=24, out=16, img_size=24, patch_size=8, depth=2, num_heads=2),
 }
 

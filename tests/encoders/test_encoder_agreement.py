@@ -127,6 +127,7 @@ MISTAKES = {
     "positions averaged": ("midnight", {"antialias": True}),
     "patch pixels by column": ("uni", "patches turned"),
     "epsilon of the pool": ("conch", "pool"),
+    "periods of another length": ("dinov3_vits16", {"rotary": 50.0}),
 }
 
 

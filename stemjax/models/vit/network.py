@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stemjax.models import attention, layers, network, placing
-from stemjax.models.vit import pooling
+from stemjax.models.vit import pooling, rotary
 from stemjax.models.vit.spec import ViTSpec
 
 
@@ -38,14 +38,17 @@ class Attention(nnx.Module):
     """Self-attention of all tokens. The fused projection's columns are laid out (3, h, k)."""
 
     def __init__(self, spec: ViTSpec, *, rngs: nnx.Rngs, dtype: DTypeLike, form: str) -> None:
-        self.heads, self.form = spec.heads, form
+        self.spec, self.heads, self.form = spec, spec.heads, form
         linear = functools.partial(nnx.Linear, dtype=dtype, kernel_init=layers.XAVIER, rngs=rngs)
         self.qkv = linear(spec.width, 3 * spec.width, use_bias=spec.qkv_bias)
         self.proj = linear(spec.width, spec.width)
 
     def __call__(self, x_bnd: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """The attended tokens, in the layer's dtype."""
-        attended = attention.attend(self.qkv(x_bnd), heads=self.heads, implementation=self.form)
+        qkv = self.qkv(x_bnd)
+        if self.spec.rotary is not None:
+            qkv = rotary.turn(qkv, self.spec)
+        attended = attention.attend(qkv, heads=self.heads, implementation=self.form)
         return self.proj(attended)
 
 
@@ -99,8 +102,10 @@ class ViT(nnx.Module):
             if spec.registers
             else None
         )
-        self.position = nnx.Param(
-            normal(rngs.params(), (spec.positioned + spec.grid**2, spec.width))
+        self.position = (
+            nnx.Param(normal(rngs.params(), (spec.positioned + spec.grid**2, spec.width)))
+            if spec.rotary is None
+            else None
         )
         self.blocks = layers.stack_blocks(
             lambda keys: Block(spec, rngs=keys, dtype=dtype, form=form), spec.depth, rngs=rngs
@@ -131,10 +136,11 @@ class ViT(nnx.Module):
         first = [self.cls[...][None]]
         if self.registers is not None:
             first.append(self.registers[...])
-        position = self.position[...].astype(jnp.float32)
         prefix = jnp.concatenate(first).astype(jnp.float32)
-        prefix = prefix.at[: spec.positioned].add(position[: spec.positioned])
-        patches = patches + position[spec.positioned :][None]
+        if self.position is not None:
+            position = self.position[...].astype(jnp.float32)
+            prefix = prefix.at[: spec.positioned].add(position[: spec.positioned])
+            patches = patches + position[spec.positioned :][None]
         rows = jnp.broadcast_to(prefix[None], (b, *prefix.shape))
         return jnp.concatenate([rows, patches], axis=1)
 

@@ -55,6 +55,9 @@ class ViTSpec:
       registers: register tokens.
       positioned: of the class token and the registers, how many have a position embedding: 0 (timm:
         ``no_embed_class``), 1 (class token alone: DINOv2), or all.
+      rotary: None for learned position embeddings, which are added to the tokens. For rotary ones,
+        the number that their periods grow to (DINOv3: 100): queries and keys of patches are turned
+        by their place in every block, and no embedding is learned.
       eps: of LayerNorm.
       antialias: whether position embeddings are averaged where they are brought to a smaller grid
         (timm; DINOv2 with registers) or only sampled (DINOv2, ViT of transformers).
@@ -76,6 +79,7 @@ class ViTSpec:
     layer_scale: bool = True
     registers: int = 0
     positioned: int = 1
+    rotary: float | None = None
     eps: float = 1e-6
     antialias: bool = True
     pooling: str = "cls"
@@ -102,6 +106,13 @@ class ViTSpec:
             f"0, 1 or all {self.prefix}",
             str(self.positioned),
         )
+        if self.rotary is not None:
+            _require(
+                self.rotary > 1 and self.positioned == 0 and self.width // self.heads % 4 == 0,
+                "a ViT's rotary positions",
+                "a period above 1, no learned position, and heads of a multiple of 4",
+                f"{self.rotary:g}, {self.positioned} and heads of {self.width // self.heads}",
+            )
         for what, names, found in (
             ("a ViT's activation", ACTIVATIONS, self.activation),
             ("a ViT's pooling", POOLINGS, self.pooling),
