@@ -41,18 +41,6 @@ if TYPE_CHECKING:
     from stemjax.train.trained import Trained
 
 _MODULES = ("pl", "pp", "tl")
-_READERS = (
-    "read",
-    "read_h5ad",
-    "read_hest",
-    "read_image",
-    "read_spatialdata",
-    "read_st",
-    "read_visium",
-    "read_visium_hd",
-    "read_xenium",
-)
-
 __all__ = [
     "load",
     "pl",
@@ -75,7 +63,7 @@ def __getattr__(name: str) -> Any:
     """The parts that are imported when they are first used."""
     if name in _MODULES:
         return importlib.import_module(f"stemjax.{name}")
-    if name in _READERS:
+    if name in __all__ and name.startswith("read"):
         return getattr(importlib.import_module("stemjax.reading"), name)
     raise AttributeError(f"module 'stemjax' has no attribute {name!r}")
 

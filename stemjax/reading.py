@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from stemjax import errors
-
 if TYPE_CHECKING:
     import anndata
 
@@ -52,14 +50,7 @@ def read(
     name = find.find_layout(path) if layout == "auto" else layout
     module = layouts.layout(name)
     if slide is None:
-        there = module.list_slides(path)
-        if len(there) != 1:
-            raise errors.ConfigError(
-                f"which slide of {path}",
-                expected="slide=",
-                found=", ".join(there[:10]) or "no slide",
-            )
-        slide = there[0]
+        slide = layouts.only_slide(module.list_slides(path), path, say="slide=")
     found = module.read_slide(path, slide, mpp=mpp, need_image=need_image, **options)
     origin = {"layout": name, "path": os.path.abspath(path), "options": options}
     return annotated.to_anndata(found, origin=origin)

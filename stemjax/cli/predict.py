@@ -222,6 +222,7 @@ def _predict_new(
     asked: dict[str, Any],
 ) -> anndata.AnnData:
     """The prediction of a slide that no records hold."""
+    from stemjax.data import layouts
     from stemjax.eval import new_slide
 
     contract = trained.card.contract
@@ -230,14 +231,7 @@ def _predict_new(
     encoder = encoding.make_for(args, contract)
     slide = args.slide
     if slide is None:
-        there = list_slides()
-        if len(there) != 1:
-            raise errors.ConfigError(
-                f"which slide of {args.path}",
-                expected="--slide ID",
-                found=", ".join(there[:10]) or "no slide",
-            )
-        slide = there[0]
+        slide = layouts.only_slide(list_slides(), args.path, say="--slide ID")
     bar(0, 1, f"reading {slide}")
     found = read(slide)
     for note in found.notes:

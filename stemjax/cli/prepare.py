@@ -176,10 +176,10 @@ def _given_panel(args: argparse.Namespace) -> genes.Panel | None:
     if args.genes:
         return genes.read_gene_list(args.genes)
     if args.model:
+        from stemjax.eval import new_slide
         from stemjax.export import bundle
 
-        card = bundle.open_model(args.model).card
-        return genes.Panel(genes=tuple(card.space.genes), rule="the model's", slides=())
+        return new_slide.panel_of(bundle.open_model(args.model).card)
     return None
 
 

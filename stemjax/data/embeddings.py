@@ -186,6 +186,20 @@ class Embedder(Protocol):
         ...
 
 
+def require_variants(variants: int) -> None:
+    """Checks how many variants of each patch are asked for.
+
+    Raises:
+      ConfigError: there are not so many.
+    """
+    if not 1 <= variants <= N_VARIANTS:
+        raise errors.ConfigError(
+            "the number of variants of a patch cannot be right",
+            expected=f"1 to {N_VARIANTS}",
+            found=str(variants),
+        )
+
+
 def apply_variant(patch: np.ndarray, variant: int) -> np.ndarray:
     """The patch, flipped and turned: a view of shape [y x ...].
 

@@ -233,11 +233,9 @@ def panel_counts(
     Raises:
       GenePanelError: as `match_panel`.
     """
-    columns = match_panel(slide, genes, orthologues=orthologues, aliases=aliases).columns
-    measured = columns >= 0
-    counts = np.zeros((slide.n_spots, len(genes)), np.int32)
-    counts[:, measured] = slide.counts[:, columns[measured]].toarray()
-    return counts, measured.astype(np.uint8)
+    return _taken(
+        slide, match_panel(slide, genes, orthologues=orthologues, aliases=aliases).columns
+    )
 
 
 def match_panel(
@@ -313,10 +311,17 @@ def named_counts(
     """
     place = {name: column for column, name in enumerate(slide.genes)}
     columns = np.array([place.get(gene, -1) for gene in genes], int)
-    measured = columns >= 0
-    if slide.measured and not measured.any():
+    if slide.measured and not (columns >= 0).any():
         return panel_counts(slide, genes)  # says what may be wrong
-    counts = np.zeros((slide.n_spots, len(genes)), np.int32)
+    return _taken(slide, columns)
+
+
+def _taken(
+    slide: slides.Slide, columns: np.ndarray
+) -> tuple[Int32[np.ndarray, "l g"], UInt8[np.ndarray, " g"]]:
+    """Counts of those columns, and which of them there are: -1 is none, with counts of 0."""
+    measured = columns >= 0
+    counts = np.zeros((slide.n_spots, len(columns)), np.int32)
     counts[:, measured] = slide.counts[:, columns[measured]].toarray()
     return counts, measured.astype(np.uint8)
 

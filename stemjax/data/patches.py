@@ -153,12 +153,7 @@ def embed_slide(
       EncoderMismatchError: the encoder returns another shape than its contract says.
       ConfigError: ``workers`` is below 1, or there are not so many variants.
     """
-    if not 1 <= variants <= embeddings.N_VARIANTS:
-        raise errors.ConfigError(
-            "the number of variants of a patch cannot be right",
-            expected=f"1 to {embeddings.N_VARIANTS}",
-            found=str(variants),
-        )
+    embeddings.require_variants(variants)
     if isinstance(encoder, embeddings.Embedder):
         made = encoder.embed(slide, variants=variants, workers=workers, progress=progress)
         _check_finite(made, slide, encoder.contract.name)

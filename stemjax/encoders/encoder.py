@@ -212,12 +212,7 @@ class JaxEncoder:
           ConfigError: there are not so many variants.
           ImageError: the slide has no image, or it is damaged.
         """
-        if not 1 <= variants <= embeddings.N_VARIANTS:
-            raise errors.ConfigError(
-                "the number of variants of a patch cannot be right",
-                expected=f"1 to {embeddings.N_VARIANTS}",
-                found=str(variants),
-            )
+        embeddings.require_variants(variants)
         out = np.empty((slide.n_spots, variants, self._contract.width), np.float16)
         batches = patches.patch_batches(slide, self._contract, batch=self._rows, workers=workers)
         with contextlib.closing(batches):  # type: ignore[type-var]

@@ -88,12 +88,17 @@ def embed_new_slide(
         lambda _: slide,
         (slide.id,),
         folder,
-        genes=genes.Panel(genes=tuple(card.space.genes), rule="the model's", slides=()),
+        genes=panel_of(card),
         encoder=encoder,
         variants=1,
         workers=workers,
         progress=embedding,
     )
+
+
+def panel_of(card: checkpoint.Card) -> genes.Panel:
+    """Returns a model's genes, in its order, as the panel of slides that it is to predict."""
+    return genes.Panel(genes=tuple(card.space.genes), rule="the model's", slides=())
 
 
 def require_use(
