@@ -15,11 +15,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse
-import scipy.spatial
 from jaxtyping import Float
 
 from stemjax import errors
-from stemjax.data import slides
+from stemjax.data import hiding, slides
 from stemjax.data.layouts import visium_array
 
 LABELS = (
@@ -157,10 +156,8 @@ def read_table(
 
 
 def spacing(xy: Float[np.ndarray, "l 2"]) -> float:
-    """Median distance to the nearest other spot; 1 where there is none."""
-    if len(xy) < 2 or not np.isfinite(xy).all():
-        return 1.0
-    return float(np.median(scipy.spatial.KDTree(xy).query(xy, k=2)[0][:, 1])) or 1.0
+    """Median distance to the nearest other spot; 1 where there is none, or a place is unknown."""
+    return hiding.spot_distance(xy) if np.isfinite(xy).all() else 1.0
 
 
 def damaged(name: str, error: Exception) -> errors.SlideError:
