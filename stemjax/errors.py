@@ -149,6 +149,30 @@ class HubError(StemjaxError):
     code = "SJ-X03"
 
 
+class UnsafeFileError(StemjaxError):
+    """A file asks for what no honest file needs: to run code, to write elsewhere, absurd memory."""
+
+    code = "SJ-S01"
+
+
+class ResourceError(StemjaxError):
+    """The disk or the memory does not hold what is asked for."""
+
+    code = "SJ-R01"
+
+
+class WorkdirInUseError(StemjaxError):
+    """Another live job trains in the workdir."""
+
+    code = "SJ-T03"
+
+
+class PeerLostError(StemjaxError):
+    """A process of a run of several died, or does not answer any more."""
+
+    code = "SJ-T04"
+
+
 class DisagreementError(StemjaxError):
     """Processes that were started as one run would not do the same."""
 
