@@ -15,14 +15,18 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from stemjax import errors
+from stemjax import errors, peers
 
-HEARTBEAT_S = 30
-"""Seconds without a sign of life after which a process counts as dead and the others end."""
+HEARTBEAT_S = 60
+"""Seconds without a sign of life after which JAX ends the others, should `peers` not have.
+
+Far behind its limit: on a crowded machine 30 s were reached before the sentence was printed.
+"""
 
 WAIT_S = 300
 """Seconds that the first process waits for all others to come."""
@@ -61,6 +65,7 @@ def start(
     process_count: int | None = None,
     process_index: int | None = None,
     detect: bool = True,
+    limit_s: float = peers.LIMIT_S,
 ) -> int:
     """Connects this process with the others of its run, before any device is touched.
 
@@ -70,6 +75,7 @@ def start(
       process_count: processes in all; with ``coordinator``, and left away under OpenMPI.
       process_index: which of them this is, from 0; likewise.
       detect: whether to look for a cluster where no coordinator is given.
+      limit_s: silence after which a process counts as lost, and the others end (`peers`).
 
     Returns:
       Processes in all: 1 where this one is alone, which then needs no connection.
@@ -84,7 +90,7 @@ def start(
     if coordinator is None:
         if not detect or find_cluster() is None:
             return 1
-        _connect()
+        _connect(_detect(), limit_s)
         return jax.process_count()
     if process_count is None and process_index is None and _MPI_COUNT in os.environ:
         process_count, process_index = (int(os.environ[k]) for k in (_MPI_COUNT, _MPI_INDEX))
@@ -97,16 +103,73 @@ def start(
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise errors.ConfigError("--coordinator", expected="HOST:PORT", found=coordinator)
-    _connect(coordinator_address=coordinator, num_processes=process_count, process_id=process_index)
+    given = {
+        "coordinator_address": coordinator,
+        "num_processes": process_count,
+        "process_id": process_index,
+    }
+    _connect(given, limit_s)
     return process_count
 
 
-def _connect(**given: str | int) -> None:
+def _detect() -> dict[str, Any]:
+    """What JAX finds out about the cluster; empty if it has to do so by itself."""
+    from jax._src import clusters
+
+    first = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            first, None, None, None, None, WAIT_S
+        )
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return {}
+    names = ("coordinator_address", "num_processes", "process_id", "local_device_ids")
+    told: dict[str, Any] = dict(zip(names, found))
+    return {} if None in list(told.values())[:3] else told
+
+
+def _connect(given: dict[str, Any], limit_s: float) -> None:
+    """Connects with the others: all but the first by way of a relay, and then `peers` watches."""
+    host, _, port = str(given.get("coordinator_address", "")).rpartition(":")
+    relay = None
+    if given.get("process_id") and not _names_are_verified():
+        relay = peers.Relay(host, int(port))
+        if not relay.is_reached(WAIT_S):
+            raise errors.ConfigError(
+                f"the first process of this run cannot be reached at {host}:{port}",
+                found=str(relay.trouble),
+                fix="Start it too, with one --coordinator that all reach",
+            )
+        given = given | {"coordinator_address": relay.address}
+    _initialize(given)
+    if relay is not None:
+        relay.hold()
+    from jax._src import distributed as runtime
+
+    state = runtime.global_state
+    if state.client is not None and host:
+        peers.begin(
+            state.client,
+            index=state.process_id,
+            count=state.num_processes,
+            host=host,
+            shutdown=jax.distributed.shutdown,
+            limit_s=limit_s,
+        )
+
+
+def _names_are_verified() -> bool:
+    """Whether JAX's connections want the first process's own name in its certificate."""
+    values = jax.config.values
+    return bool(values.get("jax_mtls_ca_file")) and not values.get("jax_mtls_peer_uri_prefix")
+
+
+def _initialize(given: Mapping[str, Any]) -> None:
     try:
         jax.distributed.initialize(
             heartbeat_timeout_seconds=HEARTBEAT_S,
             initialization_timeout=WAIT_S,
-            **given,  # pyright: ignore[reportArgumentType]
+            **given,
         )
     except (RuntimeError, ValueError) as error:
         raise errors.ConfigError(

@@ -19,9 +19,11 @@ class StemjaxError(Exception):
       expected: what would have been right.
       found: what was there instead.
       fix: what to do about it.
+      case: which of the class's known cases it is, such as ``D04``: an anchor of its page.
     """
 
     code = "SJ-000"
+    case: str | None = None
 
     def __init__(
         self,
@@ -30,9 +32,17 @@ class StemjaxError(Exception):
         expected: str | None = None,
         found: str | None = None,
         fix: str | None = None,
+        case: str | None = None,
     ) -> None:
         self.what, self.expected, self.found, self.fix = what, expected, found, fix
+        if case is not None:
+            self.case = case
         super().__init__(str(self))
+
+    @property
+    def reference(self) -> str:
+        """Where the error is explained, from the package's repository: a page, and its case."""
+        return f"docs/errors/{self.code}.md" + (f"#{self.case.lower()}" if self.case else "")
 
     def __str__(self) -> str:
         text = self.what.rstrip(".")
@@ -42,7 +52,7 @@ class StemjaxError(Exception):
             text += (", " if self.expected is not None else ": ") + f"found {self.found}"
         text += "."
         if self.fix is not None:
-            text += f" {self.fix.rstrip('.')}."
+            text += f" {self.fix}" if self.fix.endswith("?") else f" {self.fix.rstrip('.')}."
         return text
 
 
@@ -61,7 +71,7 @@ class ImageError(StemjaxError):
 class PixelSizeError(StemjaxError):
     """The pixel size (um/px) is unknown or contradictory."""
 
-    code = "SJ-D03"
+    code, case = "SJ-D03", "D14"
 
 
 class GenePanelError(StemjaxError):
@@ -152,7 +162,7 @@ class HubError(StemjaxError):
 class UnsafeFileError(StemjaxError):
     """A file asks for what no honest file needs: to run code, to write elsewhere, absurd memory."""
 
-    code = "SJ-S01"
+    code = "SJ-U01"
 
 
 class ResourceError(StemjaxError):

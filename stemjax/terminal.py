@@ -156,6 +156,10 @@ class TrainingLine:
             left = time.strftime("%H:%M:%S", time.gmtime(scalars["eta_seconds"]))
             print(f"step {step}/{self.steps}  {text}  {left} left", file=self.stream, flush=True)
 
+    def go_back(self, step: int) -> None:
+        """Nothing: the next numbers say where the run is."""
+        del step
+
     def close(self) -> None:
         """Ends the live bar, if it is its own."""
         if self._own:

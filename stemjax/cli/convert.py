@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stemjax import errors, names
-from stemjax.cli import options
+from stemjax.cli import options, verify
 
 if TYPE_CHECKING:
     from stemjax.integrations.prediction import Prediction
@@ -81,6 +81,7 @@ def add(commands: options.Commands) -> None:
         metavar="UM",
         help="of ome-zarr: size of a pixel (default: an eighth of a spot, larger on huge slides)",
     )
+    verify.add_no_verify(parser)
     parser.set_defaults(run=_run)
 
 
@@ -88,8 +89,9 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax.integrations import prediction as predictions
 
     _require_used(args)
-    prediction = predictions.read(args.prediction)
-    print(_WRITERS[args.to](prediction, args))  # noqa: T201
+    with verify.as_asked(args):
+        prediction = predictions.read(args.prediction)
+        print(_WRITERS[args.to](prediction, args))  # noqa: T201
 
 
 def _require_used(args: argparse.Namespace) -> None:

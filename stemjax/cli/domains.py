@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stemjax import names
-from stemjax.cli import options
+from stemjax.cli import options, verify
 
 if TYPE_CHECKING:
     import anndata
@@ -63,6 +63,7 @@ def add(commands: options.Commands) -> None:
         "--map", type=pathlib.Path, metavar="FILE", help=".png, .pdf or .svg of the domains"
     )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="the numbers")
+    verify.add_no_verify(parser)
     parser.set_defaults(run=_run)
 
 
@@ -103,7 +104,8 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     ignore = names.split_names(args.ignore)
     if args.label is None and ignore:
         raise errors.ConfigError("--ignore", expected="--label beside it")
-    data, name = joining.read(args.prediction), str(args.prediction)
+    with verify.as_asked(args):
+        data, name = joining.read(args.prediction), str(args.prediction)
     measured = None
     if args.truth is not None:
         measured = domain_features.truth_of(data, truth.open_truth(args.truth), name=name)

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stemjax.cli import options, scoring
+from stemjax.cli import options, scoring, verify
 
 if TYPE_CHECKING:
     from stemjax.eval import shares
@@ -35,11 +35,17 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "-o", "--output", type=pathlib.Path, required=True, metavar="FILE", help="metrics.json"
     )
+    verify.add_no_verify(parser)
     options.add_processes(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    with verify.as_asked(args):
+        _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
     from stemjax import distributed, terminal
     from stemjax.eval import evaluate, plain, shares, tables
 

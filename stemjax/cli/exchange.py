@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stemjax.cli import options
+from stemjax.foreign import json_text
 
 
 def add(commands: options.Commands) -> None:
@@ -82,8 +83,6 @@ def add(commands: options.Commands) -> None:
 
 
 def _import(args: argparse.Namespace, rest: Sequence[str]) -> None:
-    import json
-
     from stemjax import errors
     from stemjax.data import embeddings, genes
     from stemjax.export import bundle, published
@@ -92,7 +91,7 @@ def _import(args: argparse.Namespace, rest: Sequence[str]) -> None:
     contract = None
     if args.encoder is not None:
         try:
-            values = json.loads(args.encoder.read_text(encoding="utf-8"))
+            values = json_text.parse(args.encoder.read_text(encoding="utf-8"))
             contract = embeddings.EncoderContract.from_json(values)
         except (OSError, ValueError) as error:
             raise errors.EncoderMismatchError(
@@ -133,6 +132,7 @@ def _import(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _export(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    from stemjax.data import disk, integrity
     from stemjax.export import bundle, program, published, torch_edm
 
     _require_used(args)
@@ -146,7 +146,9 @@ def _export(args: argparse.Namespace, rest: Sequence[str]) -> None:
         sampling = trained.card.task.sampling(**options.sampling(args))
         program.write(trained, args.output, sampling=sampling)
     else:
-        {"torch": published.write, "torch-edm": torch_edm.write}[args.format](trained, args.output)
+        write = {"torch": published.write, "torch-edm": torch_edm.write}[args.format]
+        with disk.writing(args.output, fix=integrity.FREE_SPACE):
+            write(trained, args.output)
     if n:
         places = {"torch": "a .pt", "torch-edm": "torch-edm", "stablehlo": "a program"}
         place = places.get(args.format)
@@ -171,12 +173,10 @@ def _require_used(args: argparse.Namespace) -> None:
 
 
 def _scores(path: pathlib.Path) -> dict[str, Any]:
-    import json
-
     from stemjax import errors
 
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json_text.parse(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise errors.BundleError(
             f"{path} cannot be read ({error})", expected="metrics.json of `stemjax evaluate`"

@@ -21,7 +21,7 @@ def share(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not found or int(found[1]) >= int(found[2]):
         raise errors.ConfigError(
             "--shard names one share of the slides",
@@ -70,6 +70,20 @@ def add_records(parser: argparse.ArgumentParser) -> None:
     """Adds ``--records``: where the slides are."""
     parser.add_argument(
         "--records", required=True, metavar="DIRS", help="record folders, comma-separated"
+    )
+
+
+UNHASHED = "--no-verify: {} are not compared with their hashes"
+"""What a command prints that was told to skip that."""
+
+
+def add_no_verify(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--no-verify`` of a command that reads records or a run; it prints `UNHASHED` then."""
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not compare large files with their hashes (about 1 s a GB): a flipped bit is not "
+        "seen then; sizes, counts and shapes still are",
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stemjax import errors, names
 from stemjax.cli import cohort, encoding, options, reading
+from stemjax.foreign import json_text
 
 if TYPE_CHECKING:
     import anndata
@@ -62,6 +62,7 @@ def add(commands: options.Commands) -> None:
     encoding.add_flags(parser, default="the model's")
     reading.add_flags(parser, default=reading.AUTO)
     options.add_workers(parser)
+    options.add_no_verify(parser)
     options.add_sampling(parser)
     _add_summary(parser)
     _add_steering(parser)
@@ -139,7 +140,7 @@ def _add_steering(parser: argparse.ArgumentParser) -> None:
 def _intervals(result: anndata.AnnData, args: argparse.Namespace, *, steered: bool) -> str:
     """A line on the calibrated intervals that were written, or why none were."""
     if text := result.uns["stemjax"].get("calibration"):
-        about = json.loads(text)
+        about = json_text.parse(text)
         levels = "/".join(f"{100 * level:g}" for level in about["levels"])
         without = len(about["genes_without"])
         return f"calibrated intervals of {levels} %, by {', '.join(about['slides'])}" + (
@@ -168,7 +169,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     from stemjax import tasks, terminal
     from stemjax.data import genes, records
     from stemjax.eval import cohort as cohort_lib
-    from stemjax.eval import predict, steering
+    from stemjax.eval import h5ad, predict, steering
     from stemjax.export import bundle
 
     _check(args)
@@ -176,7 +177,9 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     asked = options.sampling(args)
     sampling = tasks.Sampling(**asked)  # what cannot be is named before a model is read
     summary = _summary(args, sampling)
-    trained = bundle.open_model(args.checkpoint, weights=args.weights)
+    if args.no_verify:
+        print(options.UNHASHED.format("shards of records and steps of runs"), flush=True)  # noqa: T201
+    trained = bundle.open_model(args.checkpoint, weights=args.weights, hashed=not args.no_verify)
     sampling = trained.card.task.sampling(**asked)
     steer = steering.Steering(
         scale=args.guidance,
@@ -201,6 +204,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
     source = records.open_records(
         *names.split_names(args.records),
         damaged=None if args.slides is None else unreadable.__setitem__,
+        hashed=not args.no_verify,
     )
     if args.slides is not None:
         draws = "zarr" if args.draws == "zarr" else "h5ad"
@@ -209,6 +213,8 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
         )
         cohort.run(job, args, unreadable)
         return
+    spots = source.require(args.slide).n_spots
+    h5ad.warn_if_short(args.output, trained, sampling, spots=spots, summary=summary)
     with terminal.Bar("predict") as bar:
         result = predict.predict_slide(trained, source, args.slide, sampling, **asked, progress=bar)
     _finish(result, args, sampling, steered=not steer.is_none)

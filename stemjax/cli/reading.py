@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 _OF_LAYOUT = ("pitch_um", "spot_um", "grid", "tissue", "whole", "min_tissue", "min_cells")
-_OF_LAYOUT += ("bin_um", "image", "table", "region")
+_OF_LAYOUT += ("bin_um", "image", "table", "region", "duplicate_genes")
 """Flags that only some layouts take; each is a parameter of their ``read_slide``."""
 
 
@@ -87,6 +87,12 @@ def add_flags(parser: argparse.ArgumentParser, *, default: str | None = None) ->
         metavar="hires|FILE|NAME",
         help="of an h5ad: the file of its image, or hires, the reduced one inside; of SpatialData: "
         "the name of the H&E",
+    )
+    group.add_argument(
+        "--duplicate-genes",
+        choices=("sum", "first", "error"),
+        help="what becomes of columns that share a gene's name: their counts are added up, the "
+        "first is taken, or the slide is refused (default: sum for Visium, else error)",
     )
     group.add_argument("--table", metavar="NAME", help="of SpatialData with several tables")
     group.add_argument("--region", metavar="NAME", help="of a table that annotates several shapes")

@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from stemjax.cli import options, scoring
+from stemjax.cli import options, scoring, verify
 
 
 def add(commands: options.Commands) -> None:
@@ -28,10 +28,16 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "-o", "--output", type=pathlib.Path, required=True, metavar="FILE", help="file to write"
     )
+    verify.add_no_verify(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    with verify.as_asked(args):
+        _report(args)
+
+
+def _report(args: argparse.Namespace) -> None:
     from stemjax import errors, names
     from stemjax.eval import evaluate, joining, plain, report, tables
 

@@ -8,7 +8,14 @@ experiment is data and is never executed.
 
 from stemjax.config.building import flops_per_evaluation, make_task, network_shape
 from stemjax.config.schema import Data, Diffusion, Experiment, Mesh, Model, Optim, Train, Window
-from stemjax.config.values import as_json, default_config, differences, digest, resolve
+from stemjax.config.values import (
+    as_json,
+    default_config,
+    differences,
+    digest,
+    portable,
+    resolve,
+)
 
 __all__ = [
     "Data",
@@ -26,5 +33,6 @@ __all__ = [
     "flops_per_evaluation",
     "make_task",
     "network_shape",
+    "portable",
     "resolve",
 ]

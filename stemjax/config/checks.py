@@ -25,12 +25,17 @@ def check(experiment: Experiment) -> None:
         "train.log_every": train.log_every,
         "train.save_every": train.save_every,
         "train.keep": train.keep,
+        "train.rollback_after": train.rollback_after,
         "mesh.fsdp": experiment.mesh.fsdp,
         "mesh.genes": experiment.mesh.genes,
     }
     for name, value in at_least_one.items():
         if value < 1:
             raise errors.ConfigError(f"config.{name}", expected="at least 1", found=str(value))
+    if train.rollbacks < 0:
+        raise errors.ConfigError(
+            "config.train.rollbacks", expected="at least 0", found=str(train.rollbacks)
+        )
     if not 0 <= diffusion.mean_fraction <= 1:
         raise errors.ConfigError(
             "config.diffusion.mean_fraction",
@@ -88,6 +93,12 @@ def _check_model(model: Model) -> None:
 
 
 def _check_data(data: Data) -> None:
+    if not 0 <= data.corrupt_share < 1:
+        raise errors.ConfigError(
+            "config.data.corrupt_share",
+            expected="at least 0 and below 1",
+            found=str(data.corrupt_share),
+        )
     if data.manifest and (data.test or data.val):
         raise errors.ConfigError(
             "config.data.manifest beside config.data.test or config.data.val",

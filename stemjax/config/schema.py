@@ -39,6 +39,10 @@ class Data:
       hide_share: share of the spots that is hidden.
       hide_seed: chooses them.
       hide_block: side of a block, in distances between neighbouring spots.
+      on_corrupt: of records that cannot be read, make an ``error``, or ``skip`` them: train and
+        validate as if they had never been written, which the log and the model's card say.
+      corrupt_share: largest share of the training rows, and of the validation rows, that is
+        skipped; more is an error.
     """
 
     records: str = ""
@@ -60,6 +64,8 @@ class Data:
     hide_share: float = 0.5
     hide_seed: int = 0
     hide_block: float = 5.0
+    on_corrupt: Literal["error", "skip"] = "error"
+    corrupt_share: float = 0.001
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,6 +222,9 @@ class Train:
       validate_every: steps between validations on ``data.val``; 0 is never.
       save_every: steps between checkpoints.
       keep: checkpoints kept.
+      rollback_after: so many updates in a row that are not finite, each of which is skipped, send
+        the run back to its last checkpoint.
+      rollbacks: times that a run goes back, at most; the same step twice ends it at once.
     """
 
     steps: int = 300_000
@@ -227,6 +236,8 @@ class Train:
     validate_every: int = 1000
     save_every: int = 1000
     keep: int = 2
+    rollback_after: int = 5
+    rollbacks: int = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,7 @@ import ml_collections
 from stemjax import errors
 from stemjax.config.checks import check
 from stemjax.config.schema import Experiment
+from stemjax.names import split_names
 
 
 def default_config() -> Any:
@@ -74,6 +76,10 @@ def resolve(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Experiment
     """
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
+    if not isinstance(values, Mapping):
+        raise errors.ConfigError(
+            "a configuration", expected="a group of keys", found=type(values).__name__
+        )
     experiment = _build(Experiment, values, "config.")
     check(experiment)
     return experiment
@@ -84,12 +90,25 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
     return dataclasses.asdict(experiment)
 
 
+def portable(experiment: Experiment) -> dict[str, Any]:
+    """Returns `as_json` without the places of this machine: of files and folders the names alone.
+
+    What a model is made of travels with it, and where that lay is nobody's business.
+    """
+    plain = as_json(experiment)
+    records = [pathlib.PurePath(name).name for name in split_names(experiment.data.records)]
+    manifest = pathlib.PurePath(experiment.data.manifest).name
+    return plain | {"data": plain["data"] | {"records": ",".join(records), "manifest": manifest}}
+
+
 def digest(experiment: Experiment) -> str:
     """Returns the first 12 hex digits of the SHA-256 of what differs from the defaults, as JSON.
 
-    A key that a later version adds changes no digest while it is at its default.
+    A key that a later version adds changes no digest while it is at its default, and where the
+    records lie changes none.
     """
-    plain, defaults = as_json(experiment), as_json(Experiment())
+    plain, defaults = portable(experiment), as_json(Experiment())
+    plain["data"]["records"] = defaults["data"]["records"]
     changed = {
         name: {key: v for key, v in value.items() if v != defaults[name][key]}
         if isinstance(value, dict)

@@ -15,7 +15,9 @@ import numpy as np
 import scipy.sparse
 
 from stemjax import errors
-from stemjax.data import images, layouts, slides
+from stemjax.data import images, layouts, pixel_size, raw_counts, slides
+from stemjax.data.layouts import centres
+from stemjax.foreign import json_text
 
 if TYPE_CHECKING:
     import anndata
@@ -102,18 +104,17 @@ def from_anndata(
     name = slide or name_of(data)
     factors = _library(data, name)[1]
     if "spatial" not in data.obsm:
-        raise errors.SlideError(
-            f"slide {name} has no spot coordinates",
-            expected="obsm['spatial']: spot centres in level-0 pixels, (x, y)",
-            found=", ".join(data.obsm.keys()) or "an empty obsm",
-        )
-    pixel_xy = np.asarray(data.obsm["spatial"], np.float64)[:, :2]
+        raise centres.missing(f"slide {name}", list(data.obsm), list(map(str, data.obs)))
+    pixel_xy = np.asarray(data.obsm["spatial"], np.float64)
+    if pixel_xy.shape != (data.n_obs, 2):
+        raise centres.misshapen(f"slide {name}", pixel_xy.shape, data.n_obs, data.n_vars)
     mpp = mpp or about.get("mpp") or factors.get("microns_per_pixel")
     if mpp is None:
         raise errors.PixelSizeError(
             f"slide {name}: the pixel size is unknown",
             expected="microns_per_pixel among the scalefactors of uns['spatial']",
-            fix="give it in um per level-0 pixel: mpp=",
+            found="none",
+            fix=pixel_size.ask(pixel_xy),
         )
     diameter = spot_diameter_um or about.get("spot_diameter_um")
     if diameter is None and "spot_diameter_fullres" in factors:
@@ -122,15 +123,17 @@ def from_anndata(
         raise errors.SlideError(
             f"slide {name}: the spot diameter is unknown",
             expected="spot_diameter_fullres (px) among the scalefactors of uns['spatial']",
+            found="none",
             fix="give it in um: spot_diameter_um= (55 for Visium)",
         )
     ids: tuple[str, ...] = ()
     if "gene_ids" in data.var:
         ids = tuple(str(one) for one in data.var["gene_ids"])
+    counts, notes = counts_of(data, name), tuple(map(str, about.get("notes", ())))
     return slides.Slide(
         id=name,
         patient=str(about.get("patient") or "") or None,
-        counts=counts_of(data, name),
+        counts=counts,
         genes=tuple(map(str, data.var_names)),
         gene_ids=ids,
         barcodes=tuple(map(str, data.obs_names)),
@@ -139,8 +142,8 @@ def from_anndata(
         image=image,
         mpp=float(mpp),
         spot_diameter_um=float(diameter),
-        sources=json.loads(about.get("sources", "{}")),
-        notes=tuple(map(str, about.get("notes", ()))),
+        sources=_told(about, "sources"),
+        notes=notes + tuple(n for n in raw_counts.silent_spots(counts) if n not in notes),
         measured=data.n_vars > 0,
     )
 
@@ -158,6 +161,7 @@ def name_of(data: anndata.AnnData) -> str:
             "an AnnData without the name of its slide",
             expected="uns['spatial'] with one library, or slide=",
             found=f"libraries {', '.join(map(str, data.uns.get('spatial', {}))) or 'none'}",
+            fix="Say which: slide=, or a mapping of names to slides",
         )
     return name
 
@@ -169,20 +173,37 @@ def image_of(data: anndata.AnnData) -> images.SlideImage:
       ImageError: the AnnData does not say where it was read from, or there was no image.
     """
     about = dict(data.uns.get(KEY, {}))
-    origin = json.loads(about.get("origin", "{}"))
+    origin = _told(about, "origin")
     if not origin:
         raise errors.ImageError(
             "an AnnData that does not say where its image lies",
             expected="one of stemjax.read_...",
-            fix="give the image: image=PATH",
+            found=f"no uns[{KEY!r}] with an origin",
+            fix="Give the image: image=PATH",
+            case="D13",
         )
     module = layouts.layout(origin["layout"])
     found = module.read_slide(
         origin["path"], about["id"], mpp=about["mpp"], need_image=True, **origin["options"]
     )
     if found.image is None:
-        raise errors.ImageError(f"slide {found.id} has no image", fix="give it: image=PATH")
+        raise errors.ImageError(
+            f"slide {found.id} has no image", fix="Give it: image=PATH", case="D13"
+        )
     return found.image
+
+
+def _told(about: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A part of ``uns`` that is JSON; empty where it is not there."""
+    try:
+        return dict(json_text.parse(about.get(name, "{}")))
+    except (ValueError, TypeError) as error:
+        raise errors.SlideError(
+            f"uns[{KEY!r}][{name!r}] cannot be read",
+            expected="what stemjax.read_... wrote there",
+            found=f"{type(error).__name__}: {str(error)[:120]}",
+            fix="read the slide again",
+        ) from error
 
 
 def _library(data: anndata.AnnData, slide: str | None) -> tuple[str | None, Mapping[str, Any]]:
@@ -208,17 +229,36 @@ def counts_of(data: anndata.AnnData, name: str) -> scipy.sparse.csr_array:
     """
     if data.n_vars == 0:
         return scipy.sparse.csr_array((data.n_obs, 0), dtype=np.int32)
-    for key in ("X", "counts"):
-        values: Any = data.X if key == "X" else data.layers.get("counts")
+    wrong: errors.SlideError | None = None
+    for slot in ("X", "layers['counts']"):
+        values: Any = data.X if slot == "X" else data.layers.get("counts")
         if values is None:
             continue
-        counts = scipy.sparse.csr_array(values)
-        if (counts.data == np.floor(counts.data)).all() and not (counts.data < 0).any():
+        try:
+            counts = raw_counts.as_rows(values)
+        except ValueError as error:
+            raise errors.SlideError(
+                f"slide {name}: {slot} holds no counts",
+                expected="a table of numbers",
+                found=str(error),
+                fix="Store the raw counts in X",
+            ) from error
+        refused = raw_counts.refusal(
+            counts,
+            where=f"slide {name}",
+            slot=slot,
+            spots=list(map(str, data.obs_names)),
+            genes=list(map(str, data.var_names)),
+            fix="Keep the raw counts before normalising: adata.layers['counts'] = adata.X.copy()",
+        )
+        if refused is None:
             return counts
-    raise errors.SlideError(
-        f"slide {name} has no raw counts",
+        wrong = wrong or refused
+    raise wrong or errors.SlideError(
+        f"slide {name} has no counts",
         expected="whole numbers from 0 up in X or layers['counts']",
-        fix="keep them before normalising: adata.layers['counts'] = adata.X.copy()",
+        found="neither",
+        fix="Store the raw counts in X",
     )
 
 

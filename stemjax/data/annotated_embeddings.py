@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from stemjax import errors
 from stemjax.data import embeddings, slides
+from stemjax.foreign import json_text
 
 if TYPE_CHECKING:
     import anndata
@@ -77,7 +77,8 @@ def embedder_of(named: Mapping[str, anndata.AnnData], key: str | None) -> Given:
         contract.require_same(first, where=f"slide {name} and the first one")
         values = np.asarray(data.obsm.get(used + VARIANTS, data.obsm[used]))
         values = values[:, None] if values.ndim == 2 else values
-        arrays[name] = values.astype(np.float16), tuple(map(str, data.obs_names))
+        with np.errstate(over="ignore"):  # what overflows is named by patches.embed_slide
+            arrays[name] = values.astype(np.float16), tuple(map(str, data.obs_names))
     if first is None:
         raise errors.SlideError("There are no slides", expected="at least one AnnData")
     fewest = min(values.shape[1] for values, _ in arrays.values())
@@ -106,7 +107,18 @@ def contract_of(
             if len(there) > 1
             else "run stemjax.pp.encode, or stemjax.pp.declare for embeddings of another tool",
         )
-    return key, embeddings.EncoderContract.from_json(json.loads(known[key]))
+    return key, _contract(known[key])
+
+
+def _contract(text: str) -> embeddings.EncoderContract:
+    try:
+        return embeddings.EncoderContract.from_json(json_text.parse(text))
+    except (ValueError, TypeError) as error:
+        raise errors.EncoderMismatchError(
+            f"uns[{CONTRACTS!r}] holds no contract",
+            expected="a contract as JSON, as stemjax.pp.encode writes it",
+            found=f"{type(error).__name__}: {str(error)[:120]}",
+        ) from error
 
 
 def fitting(data: anndata.AnnData, contract: embeddings.EncoderContract) -> str | None:
@@ -115,7 +127,7 @@ def fitting(data: anndata.AnnData, contract: embeddings.EncoderContract) -> str 
         if key not in data.obsm:
             continue
         try:
-            embeddings.EncoderContract.from_json(json.loads(text)).require_same(contract, where="")
+            _contract(text).require_same(contract, where="")
         except errors.EncoderMismatchError:
             continue
         return key

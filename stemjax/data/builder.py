@@ -3,6 +3,7 @@
     OUT/spots/<split>/1.0.0/spots-<split>.array_record-00000-of-00001   one record a spot
                             dataset_info.json  features.json            tfds's own
                             metadata.json                               genes, panel, slide, labels
+                            record_sums.json                            a sum of each record
                             thumbnail.jpg  SHA256SUMS.json
 
 `tfds.builder_from_directory` reads it without any code of this project. Each slide is a directory
@@ -31,11 +32,12 @@ from stemjax import errors
 from stemjax.data import embeddings as embeddings_lib
 from stemjax.data import genes as genes_lib
 from stemjax.data import integrity, no_image, patches
+from stemjax.data import shards as shards_lib
 from stemjax.data import slides as slides_lib
 
 DATASET, VERSION = "spots", "1.0.0"
 FORMAT = 1
-SHARD_MARK = ".array_record-"
+SHARD_MARK = shards_lib.MARK
 _MARK = "x-"  # of slides whose folder is not named by their id
 THUMBNAIL, THUMBNAIL_PX = "thumbnail.jpg", 1500
 SHARD_BYTES = 128 * 10**6
@@ -271,6 +273,7 @@ def write_slide(
         if thumbnail is not None:
             path = folder / VERSION / THUMBNAIL
             Image.fromarray(thumbnail).save(path, quality=90, subsampling=0)
+        shards_lib.write_sums(folder / VERSION)
         integrity.write_manifest(folder / VERSION)
     return info
 

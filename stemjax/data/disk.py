@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 from stemjax import errors
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_SAID = ("No space left on device", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SAID = ("No space left on device", "Disk quota exceeded")
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -24,7 +26,11 @@ def is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if any(said in str(error) for said in _SAID):
+        text = str(error)
+        if any(said in text for said in _SAID):
+            return True
+        # XLA says the same of its memory.
+        if "RESOURCE_EXHAUSTED" in text and "memory" not in text.lower():
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -46,10 +52,12 @@ def full(path: pathlib.Path, needed: int | None, *, fix: str) -> errors.Resource
       needed: bytes that it takes, where that is known.
       fix: what to do, beside freeing space.
     """
+    free = free_bytes(path)
+    # What was reckoned can be too little, and others can have made room since.
     return errors.ResourceError(
         f"{path} could not be written: no space left",
-        expected=None if needed is None else f"{in_words(needed)} free",
-        found=f"{in_words(free_bytes(path))} free",
+        expected=f"{in_words(needed)} free" if needed is not None and needed > free else None,
+        found=f"{in_words(free)} free",
         fix=fix,
     )
 
@@ -82,3 +90,96 @@ def writing(path: str | os.PathLike[str], needed: int | None = None, *, fix: str
         if isinstance(error, errors.StemjaxError) or not is_full(error):
             raise
         raise full(pathlib.Path(path), needed, fix=fix) from error
+
+
+class _Swallowing(io.RawIOBase):
+    """A file that keeps the first error of a write to itself, and takes all later writes for done.
+
+    Args:
+      path: of the file.
+      new: whether it must not be there, or must.
+    """
+
+    def __init__(self, path: pathlib.Path, *, new: bool) -> None:
+        self._file = path.open("x+b" if new else "r+b", buffering=0)
+        self.error: OSError | None = None
+
+    def write(self, given: Any) -> int:
+        """Writes all, or nothing after the first error."""
+        left = memoryview(given).cast("B")
+        size = len(left)
+        with self._kept():
+            while left and self.error is None:
+                left = left[self._file.write(left) :]
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads; zeros where nothing could be written."""
+        found = self._file.readinto(buffer)
+        if self.error is not None:
+            memoryview(buffer).cast("B")[found:] = bytes(len(buffer) - found)
+            found = len(buffer)
+        return found
+
+    def truncate(self, size: int | None = None) -> int:
+        """Makes the file so long."""
+        with self._kept():
+            self._file.truncate(size)
+        return self._file.tell() if size is None else size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Goes to a place."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def close(self) -> None:
+        """Closes the file, which can tell an error of an earlier write."""
+        if not self.closed:
+            with self._kept():
+                self._file.close()
+        super().close()
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+
+
+@contextlib.contextmanager
+def opened_for_hdf5(path: pathlib.Path, *, new: bool = True) -> Iterator[io.RawIOBase]:
+    """A file for ``h5py.File(file, "w")``, or "r+" where it is not new, to be closed in the block.
+
+    When a write fails, the HDF5 library is left with objects that it can neither write nor close:
+    it says so many times, and ends the process by a segmentation fault. Here it never learns of it.
+
+    Raises:
+      OSError: the first write that failed, at the end of the block.
+    """
+    file = _Swallowing(path, new=new)
+    try:
+        yield file
+    except Exception as error:
+        if file.error is not None:
+            raise file.error from error
+        raise
+    finally:
+        file.close()
+    if file.error is not None:
+        raise file.error

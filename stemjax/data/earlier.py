@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stemjax import errors
-from stemjax.data import builder, integrity, panel_file, record_files, slides
+from stemjax.data import builder, panel_file, record_files, slides
 from stemjax.data import embeddings as embeddings_lib
 from stemjax.data import genes as genes_lib
 
@@ -74,7 +74,7 @@ def is_written(
       RecordsError: they were made from something else.
     """
     folder = builder.slide_folder(out, slide.id) / builder.VERSION
-    if not folder.is_dir() or integrity.damage(folder):
+    if not folder.is_dir() or record_files.faults(folder):
         return False
     metadata = record_files.read_metadata(folder)
     info = record_files.slide_info(metadata)
@@ -99,12 +99,12 @@ def _whole_metadata(folder: pathlib.Path) -> dict[str, Any] | None:
     looked at twice.
     """
     for last in (False, True):
-        if integrity.damage(folder, unhashed=builder.SHARD_MARK):
+        if record_files.faults(folder, hashed=False):
             continue
         try:
             return record_files.read_metadata(folder)
         except (errors.RecordsError, OSError):
-            if last and not integrity.damage(folder, unhashed=builder.SHARD_MARK):
+            if last and not record_files.faults(folder, hashed=False):
                 raise
     return None
 

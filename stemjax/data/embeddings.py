@@ -119,14 +119,24 @@ class EncoderContract:
             if field.name == "fov_um" and ours is not None and theirs is not None:
                 same = abs(ours - theirs) <= FOV_TOLERANCE * max(abs(ours), abs(theirs))
             if not same:
+                known = field.name in ("name", "width")
                 raise errors.EncoderMismatchError(
                     f"the encoder contracts differ in the field {field.name!r} ({where}; encoders "
-                    f"{self.name!r} and {other.name!r})",
-                    expected=f"{field.name} = {_show(field.name, theirs)}",
-                    found=f"{field.name} = {_show(field.name, ours)}",
+                    f"{self.name!r} and {other.name!r}"
+                    + (f", both of {self.width:,} features)" if self.width == other.width else ")"),
+                    expected=f"{field.name} = {_show(field.name, theirs)}"
+                    + (f" ({other.described()})" if known else ""),
+                    found=f"{field.name} = {_show(field.name, ours)}"
+                    + (f" ({self.described()})" if known else ""),
                     fix="Embed the slides again with the encoder that is expected, or train on "
                     "these embeddings",
+                    case="D15" if self.width != other.width else "D16",
                 )
+
+    def described(self) -> str:
+        """Features, input and field of view, in words."""
+        side = "of the published rule" if self.fov_um is None else f"of {self.fov_um:g} um"
+        return f"{self.width:,} features, patches {side} at {self.input_px} px"
 
 
 class Encoder(Protocol):
@@ -218,6 +228,16 @@ def apply_variant(patch: np.ndarray, variant: int) -> np.ndarray:
             fix="Pick one of the eight flips and turns",
         )
     return np.rot90(patch[:, ::-1] if variant >= 4 else patch, variant % 4)
+
+
+def constant_note(vectors: Float16[np.ndarray, "l v c"]) -> tuple[str, ...]:
+    """The note that all spots have one embedding, which says nothing of any (case D18)."""
+    first = vectors[:, 0]
+    if len(first) < 2 or not first.any() or (first != first[:1]).any():
+        return ()  # zeros have a note of their own, see `stemjax.data.builder`
+    return (
+        f"all {len(first):,} spots have the same embedding: a blank image, or a failed encoder?",
+    )
 
 
 def get_encoder(name: str) -> Encoder:

@@ -15,6 +15,7 @@ import traceback
 
 from stemjax import errors
 from stemjax.data import builder, integrity
+from stemjax.foreign import json_text
 
 FOLDER = "failed"
 
@@ -70,7 +71,7 @@ def listed(out: pathlib.Path) -> list[Failure]:
     found = []
     for path in (out / FOLDER).glob("*.json"):
         try:
-            found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+            found.append(Failure(**json_text.parse(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError, FileNotFoundError):  # none of ours, or mended just now
             continue
     return sorted(found, key=lambda failure: failure.slide)

@@ -24,6 +24,7 @@ import numpy as np
 
 from stemjax import errors
 from stemjax.data import integrity, splits
+from stemjax.foreign import json_text
 
 type Folds = dict[str, splits.Split]
 type By = Literal["patient", "slide"]
@@ -230,7 +231,9 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, str]]:
     kind = _require_kind(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        given = json.loads(text) if kind == ".json" else list(csv.DictReader(io.StringIO(text)))
+        given = (
+            json_text.parse(text) if kind == ".json" else list(csv.DictReader(io.StringIO(text)))
+        )
     except (OSError, ValueError, csv.Error) as error:
         raise errors.SplitError(
             f"The manifest {path} cannot be read",

@@ -111,6 +111,7 @@ def match(
             fix="Give a table of orthologues with these names"
             if crossing
             else gene_names.naming_hint(slide_genes, panel_genes),
+            case="D09",
         )
     return Match(
         columns=found.columns,
@@ -242,8 +243,10 @@ def _other_species(
         f"{where} names genes as those of {theirs} are, the panel as those of {ours}",
         expected=f"names such as {_some(panel_genes)}",
         found=f"names such as {_some(slide_genes)}",
-        fix="Give a table of one-to-one orthologues, or leave the slide out: names that differ in "
-        "upper and lower case are genes of two species",
+        fix="Give a table of one-to-one orthologues, `stemjax prepare --orthologues FILE` (in "
+        "Python orthologues=), or leave the slide out: names that differ in upper and lower case "
+        "are genes of two species",
+        case="D09",
     )
 
 

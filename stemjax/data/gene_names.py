@@ -211,7 +211,7 @@ def add_up(
         called, known = [called[c] for c in keep], [known[c] for c in keep]
         notes = (f"left out {nameless:,} columns without a gene's name",)
     times = collections.Counter(called)
-    doubled = [f"{name} x{n}" for name, n in times.items() if n > 1]
+    doubled = [f"{name} x{n}" for name, n in times.most_common() if n > 1]
     if not doubled:
         return Columns(
             counts=counts, genes=tuple(called), gene_ids=tuple(known) if ids else (), notes=notes
@@ -220,8 +220,12 @@ def add_up(
     if duplicates == "error":
         raise errors.SlideError(
             f"{where}: gene names are not unique",
+            expected="each gene once",
             found=told,
-            fix="Rename the genes, or let counts that share a name be added up",
+            fix="Have the counts of columns that share a name added up, --duplicate-genes sum, or "
+            "take the first of them, --duplicate-genes first (in Python duplicate_genes=); or "
+            "rename the columns in the file",
+            case="D08",
         )
     place = {name: i for i, name in enumerate(times)}
     columns = np.array([place[name] for name in called])

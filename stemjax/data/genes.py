@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +20,9 @@ import scipy.sparse
 from jaxtyping import Int32, UInt8
 
 from stemjax import errors
-from stemjax.data import gene_matching, slides
+from stemjax.data import gene_matching, slide_names, slides
 from stemjax.data import orthologues as orthologue_tables
+from stemjax.foreign import json_text
 
 N_VARIABLE = 2000
 """Highly variable genes that Stem's rule takes from each slide."""
@@ -44,7 +44,7 @@ class Panel:
       slides: ids of the slides that they were chosen on; empty for a given list.
 
     Raises:
-      GenePanelError: there is no gene, or one occurs twice.
+      GenePanelError: there is no gene, one occurs twice, or a name cannot be read.
     """
 
     genes: tuple[str, ...]
@@ -57,6 +57,16 @@ class Panel:
                 f"the gene panel ({self.rule}) cannot be used",
                 expected="at least one gene, and none twice",
                 found=f"{_some(doubled)} twice" if doubled else "no gene",
+                fix="Name each gene once",
+                case="D20",
+            )
+        if wrong := slide_names.strange(self.genes):
+            raise errors.GenePanelError(
+                f"the gene panel ({self.rule}) cannot be used",
+                expected=f"names of at most {slide_names.LONGEST} letters that can be seen",
+                found=ascii(wrong[0])[:120],
+                fix="Give a list of genes, one a line",
+                case="D20",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -67,13 +77,18 @@ class Panel:
     def from_json(cls, values: Mapping[str, Any]) -> Panel:
         """The panel that `to_json` wrote; a GenePanelError where a field is missing."""
         try:
-            genes, slide_ids = tuple(values["genes"]), tuple(values["slides"])
-            return cls(genes=genes, rule=values["rule"], slides=slide_ids)
-        except (KeyError, TypeError) as error:
+            genes, slide_ids, rule = (values[name] for name in ("genes", "slides", "rule"))
+            for names in (genes, slide_ids, [rule]):
+                if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+                    raise TypeError("names that are no text")
+            return cls(genes=tuple(genes), rule=rule, slides=tuple(slide_ids))
+        except (KeyError, TypeError, AttributeError) as error:
             raise errors.GenePanelError(
                 "a stored gene panel is incomplete",
                 expected="genes, rule and slides",
                 found=f"{type(error).__name__}: {error}",
+                fix="Prepare the records again, or take the file from who made it",
+                case="D20",
             ) from error
 
 
@@ -90,7 +105,7 @@ def read_gene_list(path: str | os.PathLike[str]) -> Panel:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
-            values = json.loads(text)
+            values = json_text.parse(text)
             values = values["genes"] if isinstance(values, dict) else values
             if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
                 raise ValueError("not a list of names")
@@ -102,6 +117,8 @@ def read_gene_list(path: str | os.PathLike[str]) -> Panel:
             f"cannot read the gene list {path}",
             expected='one name a line, or JSON: {"genes": [...]}',
             found=f"{type(error).__name__}: {error}",
+            fix="Give such a file, or leave --genes out to have the panel chosen",
+            case="D20",
         ) from error
     return Panel(genes=tuple(values), rule=f"list {path.name}", slides=())
 

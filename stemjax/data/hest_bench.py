@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 
 from stemjax import errors
 from stemjax.data import embeddings as embeddings_lib
+from stemjax.data.hdf5 import soundness
 
 FOV_UM = 112.0
 """Side of a patch on the tissue: 224 px at .5 um a pixel."""
@@ -256,6 +257,7 @@ def _require_file(path: pathlib.Path, kind: type[errors.StemjaxError]) -> None:
             found=f"in its folder: {', '.join(near[:10]) or 'nothing of the kind'}",
             fix="Download the file, or correct the path",
         )
+    soundness.require_sound(path, kind)
 
 
 def _read_h5(

@@ -30,6 +30,13 @@ A header may claim any size: the claim is compared with this before memory is ta
 images have 92 Mpx; larger ones belong in a tiled, pyramidal TIFF.
 """
 
+PACKED_PIXELS, MOST_PACKED = 100_000_000, 150
+"""Above so many pixels a JPEG or PNG has at least a byte for every `MOST_PACKED` of them.
+
+Stained tissue on glass has about one for 5 to 30. A file that packs more is all of one colour, made
+to fill the memory of whoever opens it.
+"""
+
 WHITE = 255
 """What lies outside an image, and behind its transparent parts."""
 
@@ -113,6 +120,7 @@ class DecodedImage:
 
     Raises:
       ImageError: the file is damaged, or has more than `MAX_PIXELS`.
+      UnsafeFileError: it packs more pixels into a byte than an image of tissue does.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, png: bool) -> None:
@@ -135,6 +143,14 @@ class DecodedImage:
                 expected=f"at most {MAX_PIXELS / 1e6:,.0f} Mpx",
                 found=f"{self.width:,} x {self.height:,} px",
                 fix="Convert it to a tiled, pyramidal TIFF, which is read in parts",
+            )
+        size = self._path.stat().st_size
+        if self.width * self.height > max(PACKED_PIXELS, MOST_PACKED * size):
+            raise errors.UnsafeFileError(
+                f"{self.source} is compressed as no image of tissue is",
+                expected=f"at most {MOST_PACKED} px a byte",
+                found=f"{self.width:,} x {self.height:,} px in {size:,} bytes",
+                fix="Leave it out; if it is yours, convert it to a tiled, pyramidal TIFF",
             )
 
     def __reduce__(self) -> tuple[Callable[..., SlideImage], tuple[pathlib.Path]]:
@@ -193,6 +209,7 @@ def open_image(path: str | os.PathLike[str]) -> SlideImage:
     Raises:
       ImageError: the file is missing, of another kind, damaged or too large, or OpenSlide is needed
         and not installed.
+      UnsafeFileError: it is made to fill the memory.
     """
     from stemjax.data import wsi  # which needs this module
 

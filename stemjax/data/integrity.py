@@ -1,34 +1,37 @@
-"""Folders that are whole or absent, and a list of SHA-256 sums that shows damage.
+"""Files and folders that are whole or absent, and a list of SHA-256 sums that shows damage.
 
 array_record notices a flipped bit, but names no file and only when the record is read; a truncated
 or missing file even opens. So every file of a folder is listed with its size and its hash.
+
+What is moved into its place is on the disk before that: a rename can survive a loss of power that
+the data before it does not.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
-import fcntl
-import functools
 import hashlib
 import json
 import os
 import pathlib
-import secrets
 import shutil
-import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from stemjax.data import disk, leftovers
+from stemjax.foreign import json_text
 
 MANIFEST = "SHA256SUMS.json"
 
-ABANDONED_SECONDS = 24 * 3600.0
-"""After so long without a write, a temporary folder whose writer cannot be asked is taken for dead.
-
-A slide's folder is written in seconds to minutes: its embeddings are made before.
-"""
+FREE_SPACE = "Free space there, or name another place; what stood there before is as it was"
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_NO_SYNC = (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
+
+_THREADS = min(8, os.cpu_count() or 1)
+"""That hash files: hashlib and reading let other threads run."""
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -37,14 +40,48 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def published_file(target: pathlib.Path, *, needed: int | None = None) -> Iterator[pathlib.Path]:
+    """A path beside `target`, whose file takes its place when the block ends without error.
+
+    It has `target`'s name, in a hidden folder of its own. A process that is killed in the block
+    leaves `target` as it was and that folder, which the next writer of `target` removes, or
+    `remove_stale`. A folder can be made there, too, where `target` is absent or an empty folder.
+
+    Args:
+      target: where the file is to be.
+      needed: bytes that it takes, where that is known.
+
+    Raises:
+      ResourceError: the disk is full.
+    """
+    with disk.writing(target, needed, fix=FREE_SPACE):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        leftovers.remove_leftovers(target)
+        folder, lock = leftovers.locked_folder(target)
+        made = folder / target.name
+        try:
+            yield made
+            if made.is_dir():
+                sync_folder(made)
+            else:
+                _sync(made)
+            os.replace(made, target)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a text file so that `path` is at every moment the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text file so that `path` is at every moment the old text or the new one.
+
+    Raises:
+      ResourceError: the disk is full.
+    """
+    with _temporary(path, text) as temporary:
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        _sync(path.parent)
 
 
 def write_once(path: pathlib.Path, text: str) -> bool:
@@ -52,10 +89,11 @@ def write_once(path: pathlib.Path, text: str) -> bool:
 
     Returns:
       Whether this process wrote it.
+
+    Raises:
+      ResourceError: the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
+    with _temporary(path, text) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -67,19 +105,47 @@ def write_once(path: pathlib.Path, text: str) -> bool:
             if path.exists():
                 return False
             os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        _sync(path.parent)
     return True
 
 
 def write_manifest(folder: pathlib.Path) -> None:
     """Write size and hash of every file under `folder` into `folder`/SHA256SUMS.json."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST]
     listed = {
-        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, _in_threads(sha256, files), strict=True)
     }
     write_text(folder / MANIFEST, json.dumps(listed, indent=1) + "\n")
+
+
+class Listed(NamedTuple):
+    """What a manifest says of a file.
+
+    Attributes:
+      size: bytes.
+      sha256: hexadecimal digits.
+    """
+
+    size: int
+    sha256: str
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Listed]:
+    """The files that a folder's manifest lists, by their paths from the folder.
+
+    Raises:
+      OSError, ValueError, KeyError, TypeError, AttributeError: it is missing or no manifest.
+    """
+    listed = json_text.parse((folder / MANIFEST).read_text(encoding="utf-8"))
+    found = {name: Listed(v["bytes"], str(v["sha256"])) for name, v in listed.items()}
+    for name in found:
+        if type(found[name].size) is not int:
+            raise ValueError(f"{name!r} of no number of bytes")
+        path = pathlib.PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{name!r} would lie elsewhere")
+    return found
 
 
 def damage(folder: pathlib.Path, *, unhashed: str | None = None) -> list[str]:
@@ -91,46 +157,70 @@ def damage(folder: pathlib.Path, *, unhashed: str | None = None) -> list[str]:
         GB.
     """
     try:
-        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        wanted = {
-            name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listed.items()
-        }
+        wanted = read_manifest(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST}: missing or unreadable ({type(error).__name__})"]
-    found = []
-    for name, (size, digest) in wanted.items():
-        file = folder / name
-        if not file.is_file():
-            found.append(f"{name}: missing")
-        elif file.stat().st_size != size:
-            found.append(f"{name}: {file.stat().st_size} bytes instead of {size}")
-        elif unhashed is not None and unhashed in name:
-            continue
-        elif (now := sha256(file)) != digest:
-            found.append(f"{name}: sha256 {now[:12]}... instead of {digest[:12]}...")
-    return found
+
+    def wrong(name: str) -> str | None:
+        file, (size, digest) = folder / name, wanted[name]
+        try:
+            if not file.is_file():
+                return f"{name}: missing"
+            if file.stat().st_size != size:
+                return f"{name}: {file.stat().st_size} bytes instead of {size} in {MANIFEST}"
+            if unhashed is not None and unhashed in name:
+                return None
+            if (now := sha256(file)) != digest:
+                return f"{name}: sha256 {now[:12]}... instead of {digest[:12]}... in {MANIFEST}"
+        except OSError as error:  # a bad sector, say
+            return f"{name}: {error.strerror or error}"
+        return None
+
+    return [found for found in _in_threads(wrong, wanted) if found is not None]
+
+
+def unlisted(folder: pathlib.Path) -> list[str]:
+    """Files under a folder that its manifest does not list, sorted; of a damaged one all."""
+    try:
+        listed = read_manifest(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        listed = {}
+    there = (file for file in folder.rglob("*") if file.is_file())
+    names = {file.relative_to(folder).as_posix() for file in there} - {MANIFEST}
+    return sorted(names - set(listed))
 
 
 @contextlib.contextmanager
-def published_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+def published_folder(target: pathlib.Path, *, needed: int | None = None) -> Iterator[pathlib.Path]:
     """A temporary folder beside `target`, which takes its place when the block ends without error.
 
     A process that is killed in the block leaves `target` as it was, and a temporary folder that
-    `remove_stale` clears away.
+    the next writer of `target` removes, or `remove_stale`.
+
+    Args:
+      target: where the folder is to be.
+      needed: bytes that it takes, where that is known.
+
+    Raises:
+      ResourceError: the disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, lock = _locked_folder(target)
-    try:
-        yield temporary
-        while not _moved(temporary, target):
-            # A folder cannot replace one that is not empty in one step.
-            old = _beside(target, "old")
-            with contextlib.suppress(FileNotFoundError):  # another process moved it just now
-                os.rename(target, old)
-            shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+    with disk.writing(target, needed, fix=FREE_SPACE):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        leftovers.remove_leftovers(target)
+        temporary, lock = leftovers.locked_folder(target)
+        try:
+            yield temporary
+            sync_folder(temporary)
+            while not _moved(temporary, target):
+                # A folder cannot replace one that is not empty in one step.
+                old = leftovers.beside(target, "old")
+                with contextlib.suppress(FileNotFoundError):  # another process moved it just now
+                    os.rename(target, old)
+                shutil.rmtree(old, ignore_errors=True)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
 
 
 def remove_stale(parent: pathlib.Path) -> int:
@@ -138,25 +228,60 @@ def remove_stale(parent: pathlib.Path) -> int:
 
     Runs on this host are asked by their locks. Those of another host may not be seen from here
     (whether they are depends on the file system), so what they left goes when nothing was written
-    to it for `ABANDONED_SECONDS`.
+    to it for `leftovers.ABANDONED_SECONDS`.
 
     Returns:
       The number of folders removed.
     """
-    removed = 0
-    stale = [*parent.glob(".*.tmp-*"), *parent.glob(".*.old-*")] if parent.is_dir() else []
-    for folder in stale:
+    if not parent.is_dir():
+        return 0
+    return leftovers.remove_dead([*parent.glob(".*.tmp-*"), *parent.glob(".*.old-*")])
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Waits until all that is under a folder is on the disk.
+
+    Raises:
+      OSError: it could not be written: some file systems say so only now.
+    """
+    inside = [path for path in folder.rglob("*") if path.is_file() or path.is_dir()]
+    for _ in _in_threads(_sync, [*inside, folder]):
+        pass
+
+
+def _in_threads[T, R](work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Results of a function in the order of the items; several threads call it."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(work, items)
+
+
+@contextlib.contextmanager
+def _temporary(path: pathlib.Path, text: str) -> Iterator[pathlib.Path]:
+    """A file beside ``path`` with a text, on the disk; gone at the end of the block."""
+    with disk.writing(path, len(text.encode()), fix=FREE_SPACE):
+        leftovers.remove_leftovers(path)
+        temporary, lock = leftovers.locked_file(path)
         try:
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:  # a file, or another run was faster
-            continue
-        try:
-            if _is_dead(folder, lock):
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                _sync(temporary)
+            yield temporary
         finally:
+            temporary.unlink(missing_ok=True)
             os.close(lock)
-    return removed
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk, where that can be asked."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
 
 
 def _moved(temporary: pathlib.Path, target: pathlib.Path) -> bool:
@@ -168,67 +293,3 @@ def _moved(temporary: pathlib.Path, target: pathlib.Path) -> bool:
             raise
         return False
     return True
-
-
-def _is_dead(folder: pathlib.Path, lock: int) -> bool:
-    """Whether no process writes the folder; where there are locks, `lock` then holds it."""
-    if f"-{_host()}-" in folder.name:
-        try:
-            # The kernel drops a lock with the process that held it, however that one ended.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # no locks on this file system
-            pass
-        else:
-            return True
-    return time.time() - _last_write(folder) > ABANDONED_SECONDS
-
-
-def _last_write(folder: pathlib.Path) -> float:
-    """When something under the folder was written last, seconds since the epoch."""
-    times = [0.0]
-    for path in (folder, *folder.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            times.append(path.stat().st_mtime)
-    return max(times)
-
-
-def _locked_folder(target: pathlib.Path) -> tuple[pathlib.Path, int]:
-    """A new folder beside `target` and a file descriptor that holds a lock on it.
-
-    Without the lock on file systems that have none for folders (some of network mounts).
-    """
-    while True:
-        folder = _beside(target, "tmp")
-        folder.mkdir()
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another run took it for stale between the lines above
-            pass
-        except OSError:
-            return folder, lock
-        else:
-            if folder.exists():
-                return folder, lock
-        os.close(lock)
-
-
-def _beside(target: pathlib.Path, kind: str) -> pathlib.Path:
-    """A new name beside `target`, hidden, that tells on which host it was made."""
-    return target.with_name(f".{target.name}.{kind}-{_host()}-{secrets.token_hex(4)}")
-
-
-@functools.cache
-def _host() -> str:
-    """Names this host until it is started anew.
-
-    By its kernel, within which locks are seen, and by its name: containers may have the kernel in
-    common and not the mount.
-    """
-    try:
-        kernel = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
-    except OSError:
-        kernel = ""
-    return hashlib.sha256(f"{kernel}/{socket.gethostname()}".encode()).hexdigest()[:8]

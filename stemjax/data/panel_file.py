@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence, Set
 from stemjax import errors
 from stemjax.data import genes as genes_lib
 from stemjax.data import integrity, record_files, slides
+from stemjax.foreign import json_text
 
 PANEL, GENES = "panel.json", "genes.txt"
 
@@ -138,7 +139,7 @@ def _stored(out: pathlib.Path) -> genes_lib.Panel | None:
             return None
         return genes_lib.Panel.from_json(record_files.read_metadata(written[0])["panel"])
     try:
-        return genes_lib.Panel.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return genes_lib.Panel.from_json(json_text.parse(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, errors.StemjaxError) as error:
         raise errors.RecordsError(
             f"{path} cannot be read: {error}",

@@ -228,6 +228,7 @@ def _check_finite(values: Float16[np.ndarray, "l v c"], slide: slides.Slide, enc
             expected="finite numbers",
             found=f"{bad.size} such spots of {slide.n_spots}",
             fix="Look at the image around these spots, and scale the encoder's output",
+            case="D18",
         )
 
 

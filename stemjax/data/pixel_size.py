@@ -17,10 +17,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tifffile
 
 from stemjax import errors
-from stemjax.data import images, wsi
+from stemjax.data import hiding, images, wsi
 
 SMALLEST_UM, LARGEST_UM = 0.05, 20.0
 """Pixel sizes of microscopes, and of nothing else: 72, 96 or 300 dpi would be 353, 265 and 85 um.
@@ -111,6 +112,22 @@ def read_mpp(path: str | os.PathLike[str]) -> PixelSize | None:
     return _decide(path.name, claims)
 
 
+def ask(pixel_xy: np.ndarray | None = None) -> str:
+    """How to give a pixel size that is unknown, and what it would be if spots were Visium's.
+
+    Args:
+      pixel_xy: centres of the spots, where there are some; they are not taken for Visium's unasked.
+    """
+    text = "Give it in um per pixel of the full-resolution image: --mpp (in Python mpp=)"
+    if pixel_xy is None or len(pixel_xy) < 2 or not np.isfinite(pixel_xy).all():
+        return text
+    near = hiding.spot_distance(np.asarray(pixel_xy, np.float64))
+    return (
+        f"{text}; --mpp {100 / near:.3g} if the spots, which are {near:.4g} px apart, are Visium's,"
+        " 100 um apart"
+    )
+
+
 def _decide(name: str, claims: _Claims) -> PixelSize | None:
     notes = tuple(f"not used: {text}" for text in claims.useless)
     usual = [
@@ -126,7 +143,7 @@ def _decide(name: str, claims: _Claims) -> PixelSize | None:
             f"{name} does not tell its pixel size",
             expected=f"a size between {SMALLEST_UM:g} and {LARGEST_UM:g} um",
             found="; ".join([*known, *claims.useless]),
-            fix=usual[0] if usual else "Give it in um per level-0 pixel: --mpp",
+            fix=usual[0] if usual else ask(),
         )
     for told in claims.told:
         if max(told.x, told.y) > _ANISOTROPIC * min(told.x, told.y):
@@ -141,6 +158,7 @@ def _decide(name: str, claims: _Claims) -> PixelSize | None:
     if high.x >= _SAME * low.x:
         raise errors.PixelSizeError(
             f"{name} tells contradictory pixel sizes",
+            expected=f"sizes that differ by less than {_SAME - 1:.0%}",
             found=f"{low.x:.4g} um ({low.text}) and {high.x:.4g} um ({high.text})",
             fix="Say which is right, in um per level-0 pixel: --mpp",
         )

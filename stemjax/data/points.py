@@ -9,7 +9,6 @@ too: the detector's jitter decides over no point.
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import math
 import os
 import pathlib
@@ -23,6 +22,7 @@ from jaxtyping import Float, Int
 
 from stemjax import errors
 from stemjax.data import lattice, tissue
+from stemjax.foreign import packed_text
 
 MOST = 5_000_000
 """More points than this are refused: a mistyped distance, not a wish."""
@@ -336,9 +336,8 @@ def _require_few(number: float, instead: str) -> None:
 
 def _read_table(path: pathlib.Path) -> pd.DataFrame:
     """The table, all of it as text."""
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with packed_text.open_text(path, times=packed_text.LIST_TIMES) as file:
             separator = "\t" if "\t" in file.readline() else ","
             file.seek(0)
             table = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False)

@@ -305,6 +305,8 @@ def _embed(
     vectors = patches.embed_slide(
         slide, job.encoder, variants=job.variants, workers=job.workers, progress=job.progress
     )
+    if note := embeddings_lib.constant_note(vectors):
+        slide = dataclasses.replace(slide, notes=slide.notes + note)
     return slide, vectors
 
 
@@ -326,14 +328,19 @@ def _ends_the_run(error: Exception, *, writing: bool) -> bool:
     comes of writing is the disk's, but for what is said of the slide.
     """
     if isinstance(error, errors.StemjaxError):
-        return False
+        return isinstance(error, errors.ResourceError)
     full = isinstance(error, OSError) and error.errno in _DISK_FULL
     return writing or full or isinstance(error, MemoryError)
 
 
 def _check_ids(ids: Sequence[str], test: Sequence[str]) -> None:
     if not ids:
-        raise errors.SlideError("There are no slides to prepare", fix="Check the data folder")
+        raise errors.SlideError(
+            "There are no slides to prepare",
+            expected="at least one slide",
+            found="none",
+            fix="Check the data folder",
+        )
     for slide_id in test:
         splits.require_known(slide_id, ids, where="The test slides")
     names: dict[str, str] = {}

@@ -11,18 +11,17 @@ import dataclasses
 import difflib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python import array_record_data_source
-from PIL import Image
+from google.protobuf import message
 from tensorflow_datasets.proto import tf_example_pb2
 
 from stemjax import errors
-from stemjax.data import builder, integrity, record_files
+from stemjax.data import builder, raw_rows, record_files
 from stemjax.data import embeddings as embeddings_lib
 from stemjax.data import genes as genes_lib
+from stemjax.data import shards as shards_lib
 from stemjax.data import table as table_lib
 
 Table = table_lib.Table
@@ -42,34 +41,28 @@ class RowSource:
     """Random access to the rows of some slides; reads from the shards at every request.
 
     Args:
-      slides: the slides with their version folders, in row order.
+      slides: where the rows lie, in row order.
       genes: number of genes.
       variants: number of embedding variants.
       width: embedding width.
-      explain: turns a failed read into the error that names the damaged shard.
+      fix: what to do about a shard that is damaged later.
     """
 
     def __init__(
         self,
-        slides: Sequence[tuple[SlideInfo, pathlib.Path]],
+        slides: Sequence[raw_rows.SlideFiles],
         *,
         genes: int,
         variants: int,
         width: int,
-        explain: Callable[[Exception], errors.RecordsError],
+        fix: str,
     ) -> None:
-        instructions = []
-        for info, folder in slides:
-            splits = tfds.builder_from_directory(folder).info.splits
-            instructions += splits[info.split].file_instructions
-        self._raw = array_record_data_source.ArrayRecordDataSource(instructions)
-        self._slides = tuple(info.id for info, _ in slides)
-        self._ends = np.cumsum([info.n_spots for info, _ in slides])
+        self._raw = raw_rows.RawRows(slides, fix=fix)
+        self._slides = tuple(slide.info.id for slide in slides)
         self._shape = (genes, variants, width)
-        self._explain = explain
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._raw.ends[-1])
 
     def gather(self, rows: np.ndarray, *, variants: int | None = None) -> Table:
         """The rows, in the order asked for; a row may be asked for more than once.
@@ -88,7 +81,7 @@ class RowSource:
             counts=np.empty((n, genes), np.int32),
             total=np.empty(n, np.int32),
             mask=np.empty((n, genes), np.uint8),
-            slide_index=np.searchsorted(self._ends, rows, side="right").astype(np.int32),
+            slide_index=np.searchsorted(self._raw.ends, rows, side="right").astype(np.int32),
             slides=self._slides,
             barcodes=(),
             array_xy=np.empty((n, 2), np.float32),
@@ -96,12 +89,13 @@ class RowSource:
         )
         barcodes: list[str] = []
         for start in range(0, n, _CHUNK):
-            wanted = [int(row) for row in rows[start : start + _CHUNK]]
+            wanted = rows[start : start + _CHUNK]
+            raw = self._raw.read(wanted)
             try:
-                raw = self._raw.__getitems__(wanted)
-            except (RuntimeError, ValueError, OSError) as error:
-                raise self._explain(error) from error
-            barcodes += [decode_into(table, start + i, record) for i, record in enumerate(raw)]
+                barcodes += [decode_into(table, start + i, record) for i, record in enumerate(raw)]
+            # A file that was cut at a multiple of 64 KiB gives empty records and no error.
+            except (ValueError, IndexError, message.DecodeError) as error:
+                raise self._raw.damaged(wanted, error) from error
         return dataclasses.replace(table, barcodes=tuple(barcodes))
 
 
@@ -140,6 +134,10 @@ class Records:
       variants: embedding variants of each spot.
       slides: what is known of each slide, sorted by id.
       folders: the version folder of each slide.
+      hashed: whether the shards' hashes are compared when their slide is read; else only sizes and
+        numbers of records.
+      left_out: rows of slides that are left out, since they cannot be read (`leave_out`): rows are
+        counted without them, and `slides` too. None where nobody asked for that.
     """
 
     genes: tuple[str, ...]
@@ -148,6 +146,8 @@ class Records:
     variants: int
     slides: Mapping[str, SlideInfo]
     folders: Mapping[str, pathlib.Path]
+    hashed: bool = True
+    left_out: Mapping[str, tuple[int, ...]] | None = None
     _checked: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     @property
@@ -192,24 +192,23 @@ class Records:
                 found=", ".join(chosen) or "none",
                 fix="Check the split's lists of slides",
             )
-        infos = [self.require(slide) for slide in chosen]
         self.verify(chosen)
-
-        def explain(error: Exception) -> errors.RecordsError:
-            for slide in chosen:
-                wrong = integrity.damage(self.folders[slide])
-                if wrong:
-                    return record_files.damaged(slide, self.folders[slide], wrong)
-            return errors.RecordsError(
-                f"Reading slides {', '.join(chosen)} failed", found=str(error)
-            )
-
         return RowSource(
-            [(info, self.folders[info.id]) for info in infos],
+            [self._files(slide) for slide in chosen],
             genes=len(self.genes),
             variants=self.variants,
             width=self.contract.width,
-            explain=explain,
+            fix=record_files.MEND if self.left_out is None else record_files.LATER,
+        )
+
+    def _files(self, slide: str) -> raw_rows.SlideFiles:
+        info, folder = self.require(slide), self.folders[slide]
+        left_out = (self.left_out or {}).get(slide, ())
+        return raw_rows.SlideFiles(
+            info=info,
+            folder=folder,
+            shards=record_files.read_index(folder, info, info.n_spots + len(left_out)),
+            left_out=left_out,
         )
 
     def load(self, slide_ids: Sequence[str]) -> Table:
@@ -264,7 +263,8 @@ class Records:
           RecordsError: the slide is unknown, or its metadata are damaged.
         """
         self.require(slide_id)
-        return record_files.spot_labels(read_metadata(self.folders[slide_id]))
+        metadata = read_metadata(self.folders[slide_id], defer=True)
+        return record_files.spot_labels(metadata, (self.left_out or {}).get(slide_id, ()))
 
     def thumbnail(self, slide_id: str) -> tuple[np.ndarray, float]:
         """The slide's image, uint8 [h w 3] with at most 1500 pixels a side.
@@ -273,7 +273,8 @@ class Records:
           The image, and its pixels per level-0 pixel.
 
         Raises:
-          RecordsError: the slide is unknown or was prepared without an image.
+          RecordsError: the slide is unknown or was prepared without an image, or the file is
+            damaged.
         """
         info = self.require(slide_id)
         if info.thumbnail_scale is None:
@@ -281,37 +282,75 @@ class Records:
                 f"Slide {slide_id} was prepared without an image",
                 fix="Look at `slides[id].thumbnail_scale`, which is None then, before asking",
             )
-        with Image.open(self.folders[slide_id] / builder.THUMBNAIL) as image:
-            return np.asarray(image.convert("RGB")), info.thumbnail_scale
+        return record_files.thumbnail(slide_id, self.folders[slide_id]), info.thumbnail_scale
 
     def verify(self, slide_ids: Sequence[str] | None = None) -> None:
         """Nothing, if every file of the slides (all by default) has its hash; once a slide.
 
         Raises:
-          RecordsError: names the damaged or missing files.
+          RecordsError: names the damaged or missing files, and the records that cannot be read.
         """
-        for slide in self.slides if slide_ids is None else slide_ids:
-            if slide in self._checked:
-                continue
-            wrong = integrity.damage(self.folders[slide])
-            if wrong:
-                raise record_files.damaged(slide, self.folders[slide], wrong)
-            self._checked.add(slide)
+        found = self.damage(slide_ids)
+        if found:
+            raise record_files.of_damage(found, self.folders)
+
+    def damage(self, slide_ids: Sequence[str] | None = None) -> list[shards_lib.Damage]:
+        """The slides' shards (of all by default) that are not as written; looked at once a slide.
+
+        Raises:
+          RecordsError: another of the slides' files is damaged or missing.
+        """
+        index = []
+        asked = sorted(self.slides if slide_ids is None else slide_ids)
+        fresh = [slide for slide in asked if slide not in self._checked]
+        for slide in fresh:
+            self.require(slide)
+            read_metadata(self.folders[slide], defer=True)
+            files = self._files(slide)
+            index += [(slide, files.folder, shard) for shard in files.shards]
+        found = shards_lib.find_damage(index, hashed=self.hashed)
+        self._checked.update(set(fresh) - {one.slide for one in found})
+        return found
+
+    def leave_out(self, damage: Sequence[shards_lib.Damage]) -> Records:
+        """The records without the rows that cannot be read, as if they had never been written.
+
+        Args:
+          damage: what `damage` found; its slides are not looked at again.
+
+        Raises:
+          RecordsError: nothing is left of a slide.
+        """
+        rows = shards_lib.unreadable_rows(damage)
+        empty = [slide for slide, left in rows.items() if len(left) == self.slides[slide].n_spots]
+        if empty:
+            raise record_files.of_damage([d for d in damage if d.slide in empty], self.folders)
+        fewer = {
+            slide: dataclasses.replace(info, n_spots=info.n_spots - len(rows.get(slide, ())))
+            for slide, info in self.slides.items()
+        }
+        seen = self._checked | {one.slide for one in damage}
+        return dataclasses.replace(self, slides=fewer, left_out=rows, _checked=seen)
 
 
 def open_records(
     *folders: str | pathlib.Path,
     damaged: Callable[[pathlib.Path, errors.RecordsError], None] | None = None,
+    on_corrupt: Literal["error", "skip"] = "error",
+    hashed: bool = True,
 ) -> Records:
     """One view of the slides of several record folders.
 
-    Sizes of all files and the hashes of the small ones are checked here; the shards' hashes when
-    their slide is read.
+    Sizes of all files, the hashes of the small ones and the numbers of records are checked here;
+    the shards' hashes when their slide is read.
 
     Args:
       folders: what `prepare` wrote, one or several.
       damaged: told of each slide's folder with missing, cut or damaged files, which is then left
         out; None raises the error.
+      on_corrupt: "skip" leaves shards that are missing, cut or hold another number of records for
+        `Records.damage` to find, so that training can go without their rows.
+      hashed: as of `Records`.
 
     Raises:
       RecordsError: no records, damaged ones, a slide twice, or another list of genes.
@@ -322,7 +361,7 @@ def open_records(
     for root in map(pathlib.Path, folders):
         for folder in slide_folders(root):
             try:
-                metadata = read_metadata(folder)
+                metadata = read_metadata(folder, defer=on_corrupt == "skip")
             except errors.RecordsError as error:
                 if damaged is None:
                     raise
@@ -331,27 +370,19 @@ def open_records(
                 continue
             info = slide_info(metadata)
             if info.id in found:
-                raise errors.RecordsError(
-                    f"Slide {info.id} is in {found[info.id][0]} and in {folder}",
-                    expected="each slide once",
-                    fix="Leave one of the two folders away, or remove one of the two directories",
-                )
+                raise record_files.twice(info.id, found[info.id][0], folder)
             found[info.id] = folder, info, metadata
     if not found and left_out is not None:
         raise left_out
     if not found:
-        raise errors.RecordsError(
-            f"There are no records in {', '.join(map(str, folders)) or 'no folder'}",
-            expected=f"{builder.DATASET}/<slide>/{builder.VERSION}/metadata.json",
-            fix="Give the folder that `stemjax prepare --out` wrote, or run it first",
-        )
+        raise record_files.nothing_in(folders)
     ordered = dict(sorted(found.items()))
     first = next(iter(ordered))
     contract = embeddings_lib.EncoderContract.from_json(ordered[first][2]["contract"])
     for slide, (folder, _, metadata) in ordered.items():
         other = embeddings_lib.EncoderContract.from_json(metadata["contract"])
         other.require_same(contract, where=f"records of slide {slide} in {folder} and of {first}")
-        _require_same_shape(ordered[first][2], metadata, first, slide)
+        record_files.require_same_shape(ordered[first][2], metadata, first, slide)
     panels = [genes_lib.Panel.from_json(metadata["panel"]) for _, _, metadata in ordered.values()]
     return Records(
         genes=tuple(ordered[first][2]["genes"]),
@@ -362,28 +393,5 @@ def open_records(
         variants=int(ordered[first][2]["variants"]),
         slides={slide: info for slide, (_, info, _) in ordered.items()},
         folders={slide: folder for slide, (folder, _, _) in ordered.items()},
+        hashed=hashed,
     )
-
-
-def _require_same_shape(
-    first: Mapping[str, Any], other: Mapping[str, Any], first_id: str, other_id: str
-) -> None:
-    mine, theirs = first["genes"], other["genes"]
-    if mine != theirs:
-        pairs = enumerate(zip(mine, theirs))
-        at = next((i for i, (a, b) in pairs if a != b), min(len(mine), len(theirs)))
-        names = [genes[at] if at < len(genes) else "nothing" for genes in (mine, theirs)]
-        raise errors.RecordsError(
-            f"Slides {first_id} and {other_id} were prepared with different gene lists "
-            f"({len(mine)} and {len(theirs)} genes; the first difference is gene {at + 1})",
-            expected=f"{names[0]} as in {first_id}",
-            found=f"{names[1]} in {other_id}",
-            fix="Prepare both with one list: --genes OUT/genes.txt of the first",
-        )
-    if first["variants"] != other["variants"]:
-        raise errors.RecordsError(
-            f"Slides {first_id} and {other_id} have different numbers of embedding variants",
-            expected=f"{first['variants']} as in {first_id}",
-            found=f"{other['variants']} in {other_id}",
-            fix="Prepare both with the same encoder and options",
-        )

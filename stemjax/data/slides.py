@@ -23,7 +23,7 @@ import scipy.spatial
 from jaxtyping import Bool, Float
 
 from stemjax import errors
-from stemjax.data import images
+from stemjax.data import images, slide_names
 
 STRAY_SHARE = 0.05
 """Largest share of a slide's spots that a reader leaves out for lying outside the image."""
@@ -31,8 +31,9 @@ STRAY_SHARE = 0.05
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, ValueError)
 """What the readers of tables raise on damaged files."""
 
-_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+require_id = slide_names.require_id
+
 # Columns of a prediction's obs, where labels stand beside them.
 _TAKEN = ("in_tissue", "array_row", "array_col")
 
@@ -42,7 +43,7 @@ class Slide:
     """The spots of one slide, all genes measured.
 
     Attributes:
-      id: name of the slide: letters, digits, ``_ . -``.
+      id: name of the slide, see `require_id`.
       patient: whose tissue it is; None when unknown.
       counts: raw counts, int32 [l g]. Any sparse or dense array of whole numbers may be given.
       genes: names of the columns of ``counts``.
@@ -89,8 +90,8 @@ class Slide:
         for field in ("array_xy", "pixel_xy"):
             object.__setattr__(self, field, np.asarray(getattr(self, field), np.float32))
         _check_shapes(self)
-        _check_unique(self.genes, "gene", self.id)
-        _check_unique(self.barcodes, "barcode", self.id)
+        slide_names.require_names(self.genes, "gene", self.id)
+        slide_names.require_names(self.barcodes, "barcode", self.id)
         _check_coordinates(self)
         _check_scale(self)
         _check_inside(self)
@@ -107,22 +108,6 @@ class Slide:
         return self.spot_diameter_um / self.mpp
 
 
-def require_id(slide_id: str) -> None:
-    """Checks that a slide's id can be part of a file name.
-
-    Raises:
-      SlideError: it has other characters than letters, digits, ``_ . -``, is longer than 128, or
-        is ``.`` or ``..``.
-    """
-    if not _ID.fullmatch(slide_id) or set(slide_id) == {"."}:
-        raise errors.SlideError(
-            "slide id cannot be used",
-            expected="1 to 128 of A-Z a-z 0-9 _ . -",
-            found=repr(slide_id),
-            fix="Rename the slide's files",
-        )
-
-
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
     with pathlib.Path(path).open("rb") as file:
@@ -130,7 +115,11 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def pixel_size_from_pitch(
-    array_xy: Float[np.ndarray, "l 2"], pixel_xy: Float[np.ndarray, "l 2"], pitch_um: float
+    array_xy: Float[np.ndarray, "l 2"],
+    pixel_xy: Float[np.ndarray, "l 2"],
+    pitch_um: float,
+    *,
+    where: str = "",
 ) -> float:
     """Micrometres per pixel, from the known distance between the centres of neighbouring spots.
 
@@ -142,6 +131,7 @@ def pixel_size_from_pitch(
       array_xy: positions on the array, in any unit.
       pixel_xy: positions in level-0 pixels.
       pitch_um: distance between neighbouring spots in micrometres.
+      where: the slide, for the message.
 
     Raises:
       PixelSizeError: no two spots are neighbours, or their distance is 0 px.
@@ -160,21 +150,30 @@ def pixel_size_from_pitch(
             distance = float(np.median(_lengths(pixel_xy, pairs)))
     if not distance > 0:
         raise errors.PixelSizeError(
-            f"the pixel size cannot be derived from the positions of {len(array_xy)} spots",
+            f"{where}{': ' if where else ''}the pixel size cannot be derived from the positions of "
+            f"{len(array_xy)} spots",
             expected="neighbouring spots at different pixels",
-            fix="Give the pixel size in um per pixel: mpp=",
+            found="none, or all at one pixel",
+            fix="Give the pixel size in um per pixel: --mpp (in Python mpp=)",
         )
     return pitch_um / distance
 
 
 def inside_or_few(
-    pixel_xy: Float[np.ndarray, "l 2"], image: images.SlideImage | None
+    pixel_xy: Float[np.ndarray, "l 2"],
+    image: images.SlideImage | None,
+    barcodes: Sequence[str] = (),
 ) -> tuple[Bool[np.ndarray, " l"], tuple[str, ...]]:
     """Which spots to keep, and a note when a few lie outside the image.
 
     Stray spots beyond the edge are common where an image was cropped: up to `STRAY_SHARE` of the
     spots are left out. Where more are outside, all are kept, so that `Slide` refuses them: then
     the positions are wrong, not the spots.
+
+    Args:
+      pixel_xy: centres of the spots in level-0 pixels.
+      image: the slide's; None keeps all.
+      barcodes: names of the spots, which the note then lists.
     """
     keep = np.ones(len(pixel_xy), bool)
     if image is None:
@@ -182,7 +181,11 @@ def inside_or_few(
     outside = _outside(np.asarray(pixel_xy), np.array([image.width, image.height]))
     if not outside.any() or outside.mean() > STRAY_SHARE:
         return keep, ()
-    return ~outside, left_out(int(outside.sum()), "outside the image")
+    rows = np.flatnonzero(outside)
+    named = ", ".join(str(barcodes[row]) for row in rows[:10]) if len(barcodes) else ""
+    more = f" and {len(rows) - 10} more" if named and len(rows) > 10 else ""
+    of = f", of {len(outside):,}: {named}{more}" if named else ""
+    return ~outside, left_out(len(rows), f"outside the image{of}")
 
 
 def left_out(n: int, which: str) -> tuple[str, ...]:
@@ -218,24 +221,26 @@ def _whole_counts(slide: Slide) -> scipy.sparse.csr_array:
     if np.issubdtype(data.dtype, np.floating):
         finite = np.isfinite(data)
         if not finite.all():
-            _refuse_counts(slide, counts, ~finite, "not finite")
+            _refuse_counts(slide, counts, ~finite, "not finite", "D06")
         if not (whole := data == np.floor(data)).all():
-            _refuse_counts(slide, counts, ~whole, "no whole numbers")
+            _refuse_counts(slide, counts, ~whole, "no whole numbers", "D07")
     elif not (np.issubdtype(data.dtype, np.integer) or data.dtype == bool):
         raise errors.SlideError(
             f"slide {slide.id}: counts are not numbers", found=f"dtype {data.dtype}"
         )
     if (negative := data < 0).any():
-        _refuse_counts(slide, counts, negative, "negative")
+        _refuse_counts(slide, counts, negative, "negative", "D05")
     if (large := data > high).any():
-        _refuse_counts(slide, counts, large, f"above {high:,}")
+        _refuse_counts(slide, counts, large, f"above {high:,}", None)
     result = scipy.sparse.csr_array(counts.astype(np.int32))  # astype copies
     result.sum_duplicates()
     result.eliminate_zeros()
     return result
 
 
-def _refuse_counts(slide: Slide, counts: scipy.sparse.csr_array, bad: np.ndarray, how: str) -> None:
+def _refuse_counts(
+    slide: Slide, counts: scipy.sparse.csr_array, bad: np.ndarray, how: str, case: str | None
+) -> None:
     """Raises, with the first bad entry by barcode and gene."""
     first = int(np.flatnonzero(bad)[0])
     row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
@@ -247,6 +252,7 @@ def _refuse_counts(slide: Slide, counts: scipy.sparse.csr_array, bad: np.ndarray
         expected="raw counts: whole numbers from 0 up",
         found=f"{counts.data[first]} ({where})",
         fix="Give the raw counts, neither normalised nor log-transformed nor scaled",
+        case=case,
     )
 
 
@@ -264,6 +270,7 @@ def _check_shapes(slide: Slide) -> None:
             expected="at least one spot and one gene",
             found=f"{n_spots} spots, {n_genes} genes",
             fix="Check that counts and positions are of the same slide, or leave the slide out",
+            case="D11",
         )
     wanted = {
         "genes": (len(slide.genes), n_genes),
@@ -279,20 +286,9 @@ def _check_shapes(slide: Slide) -> None:
                 f"{n_genes} genes",
                 expected=str(expected),
                 found=str(found),
+                fix="Give one entry for each spot or gene, in the order of the counts",
+                case="D02" if field.endswith("_xy") else None,
             )
-
-
-def _check_unique(names: Sequence[str], what: str, slide_id: str) -> None:
-    if len(set(names)) == len(names):
-        return
-    values, times = np.unique(np.asarray(names, str), return_counts=True)
-    doubled = [f"{v} x{t}" for v, t in zip(values[times > 1], times[times > 1], strict=True)]
-    more = f" and {len(doubled) - 3} more" if len(doubled) > 3 else ""
-    raise errors.SlideError(
-        f"slide {slide_id}: {what} names are not unique",
-        found=", ".join(doubled[:3]) + more,
-        fix=f"Rename or add up the rows or columns that share a {what} name",
-    )
 
 
 def _check_coordinates(slide: Slide) -> None:
@@ -301,8 +297,10 @@ def _check_coordinates(slide: Slide) -> None:
         if bad.any():
             raise errors.SlideError(
                 f"slide {slide.id}: {field} of {int(bad.sum())} spots is not finite",
+                expected="a place for every spot",
                 found=f"first at spot {slide.barcodes[int(np.flatnonzero(bad)[0])]}",
                 fix="Leave these spots out, or mend their positions",
+                case="D02",
             )
 
 
@@ -312,7 +310,7 @@ def _check_scale(slide: Slide) -> None:
             f"slide {slide.id}: the pixel size cannot be used",
             expected="um per level-0 pixel above 0",
             found=str(slide.mpp),
-            fix="Give the pixel size: mpp=",
+            fix="Give the pixel size: --mpp (in Python mpp=)",
         )
     if not (np.isfinite(slide.spot_diameter_um) and slide.spot_diameter_um > 0):
         raise errors.SlideError(
@@ -330,12 +328,14 @@ def _check_inside(slide: Slide) -> None:
     if not outside.any():
         return
     swapped = _outside(slide.pixel_xy[:, ::-1], size)
-    fix = "Check that positions and image are of the same slide and of full resolution"
+    fix, case = "Check that positions and image are of the same slide and of full resolution", "D03"
     if swapped.mean() < 0.5 * outside.mean():
         fix = (
-            f"If x and y were swapped, only {int(swapped.sum())} would be outside: "
+            f"{outside.mean():.0%} of the spots are outside, and if x and y were swapped, only "
+            f"{int(swapped.sum())} would be outside: "
             "swap the columns of the positions (x is the image's column, y its row)"
         )
+        case = "D02"
     raise errors.ImageError(
         f"slide {slide.id}: {int(outside.sum())} of {slide.n_spots} spots lie outside the image "
         f"{slide.image.source}",
@@ -343,6 +343,7 @@ def _check_inside(slide: Slide) -> None:
         found=f"spot {slide.barcodes[int(np.flatnonzero(outside)[0])]} at "
         + "({:.0f}, {:.0f})".format(*slide.pixel_xy[outside][0]),
         fix=fix,
+        case=case,
     )
 
 

@@ -126,12 +126,27 @@ class Space:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Space:
-        """The space that `to_json` wrote, equal to the last bit."""
+        """The space that `to_json` wrote, equal to the last bit.
+
+        Raises:
+          RecordsError, GenePanelError, ConfigError: a part is missing, or cannot be.
+        """
+        try:
+            genes, transform = values["genes"], values["transform"]
+            if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+                raise TypeError("genes that are no list of names")
+            expression, condition = values["expression"], values["condition"]
+        except (KeyError, TypeError) as error:
+            raise errors.RecordsError(
+                "a stored space is incomplete",
+                expected="genes, transform, expression and condition",
+                found=f"{type(error).__name__}: {error}",
+            ) from error
         return cls(
-            genes=tuple(values["genes"]),
-            transform=values["transform"],
-            expression=transforms.Standardisation.from_json(values["expression"]),
-            condition=transforms.Standardisation.from_json(values["condition"]),
+            genes=tuple(genes),
+            transform=transform,
+            expression=transforms.Standardisation.from_json(expression),
+            condition=transforms.Standardisation.from_json(condition),
         )
 
     @classmethod

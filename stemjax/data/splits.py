@@ -186,8 +186,10 @@ def require_apart(split: Split) -> None:
     raise errors.SplitError(
         f"Test slides share a patient with training: {'; '.join(split.leaks)}",
         expected="every patient on one side of the split",
+        found=f"{', '.join(split.shared_patients)} on both",
         fix="Hold out all slides of the patient (`stemjax split --by patient`), or accept a number "
-        "about interpolation within a patient with config.data.leakage=mark",
+        "about interpolation within a patient with --config.data.leakage=mark",
+        case="D19",
     )
 
 

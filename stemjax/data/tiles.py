@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -23,6 +22,7 @@ from scipy import ndimage
 
 from stemjax import errors
 from stemjax.data import grids, images, points, tissue
+from stemjax.foreign import json_text
 
 MAX_GEOJSON_BYTES = 256_000_000
 """Largest file of outlines that is read. QuPath's of a slide's tissue have some hundred kB."""
@@ -127,7 +127,7 @@ def read_outlines(path: str | os.PathLike[str]) -> tuple[list[list[np.ndarray]],
     try:
         if (size := path.stat().st_size) > MAX_GEOJSON_BYTES:
             raise ValueError(f"{size:,} bytes, above {MAX_GEOJSON_BYTES:,}")
-        for name, geometry in _geometries(json.loads(path.read_bytes())):
+        for name, geometry in _geometries(json_text.parse(path.read_bytes())):
             made = [
                 [_ring(ring) for ring in polygon]
                 for polygon in _polygons(geometry, 0)

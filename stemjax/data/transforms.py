@@ -83,8 +83,9 @@ class Standardisation:
     std: Float32[np.ndarray, " g"]
 
     def __post_init__(self) -> None:
-        for field in ("mean", "std"):
-            object.__setattr__(self, field, np.asarray(getattr(self, field), np.float32))
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+            for field in ("mean", "std"):
+                object.__setattr__(self, field, np.asarray(getattr(self, field), np.float32))
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
             found = f"shapes {self.mean.shape} and {self.std.shape}"
         elif not (np.isfinite(self.mean) & np.isfinite(self.std) & (self.std > 0)).all():
@@ -134,8 +135,8 @@ class Standardisation:
     def from_json(cls, values: Mapping[str, Any]) -> Standardisation:
         """The standardisation that `to_json` wrote; a RecordsError where a field is missing."""
         try:
-            mean, std = (np.asarray(values[field], np.float32) for field in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
+            mean, std = (np.asarray(values[field], np.float64) for field in ("mean", "std"))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise errors.RecordsError(
                 "a stored standardisation is incomplete",
                 expected="mean and std, one number a column",

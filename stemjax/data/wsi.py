@@ -16,7 +16,6 @@ import math
 import os
 import pathlib
 import struct
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,13 +23,12 @@ import numpy as np
 import tifffile
 
 from stemjax import errors
-from stemjax.data import images
+from stemjax.data import claims, images
 
 MAX_SEGMENT_PIXELS = 64_000_000
 """Most pixels in one tile or strip of a TIFF; tiles usually have 256 x 256 or 512 x 512."""
 
-MAX_XML_CHARACTERS = 32_000_000
-"""Longest XML of a header that is parsed; that of a slide has some thousand characters."""
+parse_xml = claims.parse_xml
 
 BY_OPENSLIDE = (".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif")
 """Endings of the names of files that OpenSlide reads. Their first bytes are TIFF's or JPEG's."""
@@ -38,7 +36,6 @@ BY_OPENSLIDE = (".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif")
 INSTALL = "pip install 'stemjax[wsi]'"
 """What brings OpenSlide."""
 
-_JPEG_COMPRESSIONS = frozenset({6, 7, 33007, 34892})
 _APERIO_YCBCR = 33003  # JPEG 2000 whose header does not say that it is YCbCr
 _MIN_IS_WHITE, _YCBCR = 0, 6
 _PREMULTIPLIED, _STRAIGHT = 1, 2  # extra samples that are alpha
@@ -52,6 +49,7 @@ UNREADABLE = (
     LookupError,
     TypeError,
     RuntimeError,
+    MemoryError,  # of a tile that claims to be larger than all memory
     struct.error,
 )
 """What tifffile raises on damaged files."""
@@ -88,7 +86,8 @@ class TiffImage:
         self.source = self._path.name
         try:
             with tifffile.TiffFile(self._path) as tiff:
-                # Before tifffile parses it.
+                # Before tifffile parses them.
+                claims.require_few_pages(tiff, self.source)
                 names = _channel_names(tiff.pages.first.description, self.source)
                 self._levels = tuple(
                     _level(level, tiff, names, self.source) for level in tiff.series[0].levels
@@ -97,9 +96,12 @@ class TiffImage:
             raise images.damaged(self.source, str(error)) from error
         self.width, self.height = self._levels[0].width, self._levels[0].height
         size = self._path.stat().st_size
-        end = max(int((v.offsets + v.counts).max()) for v in self._levels)
-        if end > size:
-            raise images.damaged(self.source, f"{size:,} of at least {end:,} bytes")
+        for level in self._levels:
+            # Not by their sum: a file may give numbers of which it overflows.
+            beyond = (level.counts > size) | (level.offsets > size - level.counts)
+            if beyond.any():
+                end = int(level.offsets[beyond][0]) + int(level.counts[beyond][0])
+                raise images.damaged(self.source, f"{size:,} of at least {end:,} bytes")
         if any(v.compression == _APERIO_YCBCR for v in self._levels):
             raise _NeedsOpenSlideError(
                 f"{self.source} is compressed in a way that only OpenSlide decodes",
@@ -252,28 +254,6 @@ def open_tiff(path: str | os.PathLike[str]) -> TiffImage | OpenSlideImage:
         return OpenSlideImage(path)
 
 
-def parse_xml(text: str, source: str) -> ET.Element | None:
-    """The root of a header's XML; None where it is none or is broken.
-
-    Raises:
-      ImageError: it declares a document type, by which a small text may stand for one of any size,
-        or is longer than `MAX_XML_CHARACTERS`.
-    """
-    if not text.lstrip().startswith("<"):
-        return None
-    if "<!DOCTYPE" in text.upper() or "<!ENTITY" in text.upper() or len(text) > MAX_XML_CHARACTERS:
-        raise errors.ImageError(
-            f"the XML in {source} is not safe to read",
-            expected=f"no document type, and at most {MAX_XML_CHARACTERS:,} characters",
-            found=f"{len(text):,} characters that begin with {text.lstrip()[:60]!r}",
-            fix="Write the image again, without this text",
-        )
-    try:
-        return ET.fromstring(text)  # as text: then it is not read in an encoding it declares
-    except ET.ParseError:
-        return None
-
-
 def _import_openslide(source: str) -> Any:
     try:
         import openslide
@@ -287,11 +267,12 @@ def _import_openslide(source: str) -> Any:
 
 
 def _channel_names(description: str, source: str) -> tuple[str, ...]:
-    """Names of the channels of an OME-TIFF's first image; none where it has none."""
-    if "<OME" not in description[:2000]:
-        return ()
-    root = parse_xml(description, source)
-    image = None if root is None else root.find("{*}Image")
+    """Names of the channels of an OME-TIFF's first image; none where it has none.
+
+    All XML is looked at, for tifffile finds OME's by its end.
+    """
+    root = claims.parse_xml(description, source)
+    image = None if root is None or "OME" not in root.tag else root.find("{*}Image")
     channels = [] if image is None else image.iterfind("{*}Pixels/{*}Channel")
     return tuple(name for channel in channels if (name := channel.get("Name", "").strip()))
 
@@ -305,12 +286,13 @@ def _level(
     samples, height, width = page.samplesperpixel, page.imagelength, page.imagewidth
     apart = page.planarconfig != 1 and samples > 1
     stacked = len(pages) == 3 and samples == 1 and series.axes in ("CYX", "SYX")
-    jpeg = page.compression in _JPEG_COMPRESSIONS
+    jpeg = page.compression in claims.JPEG
     usable = page.dtype == np.uint8 and samples in (1, 3, 4) and page.imagedepth == 1
     # Tiles come back as RGB (YCbCr only from JPEG); palettes and CMYK would look like it.
     usable &= page.photometric in (_MIN_IS_WHITE, 1, 2) or (page.photometric == _YCBCR and jpeg)
     usable &= math.prod(series.shape) == height * width * samples * (3 if stacked else 1)
     usable &= all(part.parent is tiff for part in pages)
+    usable &= page.compression not in claims.UNSIZED
     foreign = [name for name in names if name.lower() not in _COLOURS]
     usable &= not (stacked and len(names) == 3 and foreign)
     if not usable:
@@ -340,10 +322,14 @@ def _level(
     ]
     if any(len(place) != planes * tiles for place in places):
         raise images.damaged(source, f"places of {len(places[0]):,} of {planes * tiles:,} tiles")
+    page_compression = int(page.compression)
     decode, photometric, extra = page.decode, page.photometric, tuple(page.extrasamples)
     tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if jpeg else {}
 
     def decode_plane(data: bytes, index: int) -> np.ndarray:
+        stated = claims.stated_pixels(data, page_compression)
+        if stated > 2 * rows * columns + 2**16:  # a little more than the tile is some writers' way
+            raise ValueError(f"it says {stated:,} px, and has place for {rows * columns:,}")
         # tifffile asks for the number to know how high a last strip is: the same in every plane.
         tile = decode(data, index, **tables)[0]
         if tile is None:
@@ -367,5 +353,5 @@ def _level(
         counts=places[1].reshape(planes, tiles),
         decode=decode_plane,
         to_rgb=to_rgb,
-        compression=page.compression,
+        compression=page_compression,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from jax.typing import DTypeLike
 from stemjax import errors
 from stemjax.data import integrity
 from stemjax.encoders import names as names_lib
-from stemjax.foreign import safetensors_file, torchfile
+from stemjax.foreign import json_text, safetensors_file, torchfile
 from stemjax.models.vit import grids, network
 from stemjax.models.vit.spec import ViTSpec
 from stemjax.typing import Params
@@ -241,7 +240,7 @@ def _is_square(found: tuple[int, ...], expected: tuple[int, ...], prefix: int) -
 def _sharded(folder: pathlib.Path) -> list[pathlib.Path]:
     index = folder / INDEX
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        listed = json_text.parse(index.read_text(encoding="utf-8"))["weight_map"].values()
         found = sorted(set(listed))
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise errors.CheckpointError(

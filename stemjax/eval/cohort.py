@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import time
@@ -24,8 +23,8 @@ import jax
 import numpy as np
 
 from stemjax import errors
-from stemjax.data import failures, integrity
-from stemjax.eval import cohort_plan, draw_files, labels, parts, predict, written
+from stemjax.data import disk, failures, integrity
+from stemjax.eval import cohort_plan, draw_files, h5ad, labels, parts, predict, written
 from stemjax.train import origin
 
 if TYPE_CHECKING:
@@ -86,6 +85,7 @@ def predict_cohort(
       RecordsError: there are no records of a slide.
       PredictionError: the folder has predictions of the slides of another request.
       ConfigError: a mode or sampler that the model was not trained for, or no slides.
+      ResourceError: the disk is full; the same call goes on from there when it is not.
     """
     origin.require_fit(job.trained.card, job.source)
     if not slides:
@@ -96,6 +96,8 @@ def predict_cohort(
     )
     requests = {unit.slide: job.request(unit.slide) for unit in units}
     earlier = tuple(slide for slide in requests if written.is_done(out, slide, requests[slide]))
+    left = sum(unit.spots for unit in units if unit.slide not in earlier)
+    h5ad.warn_if_short(out, job.trained, job.sampling, spots=left, summary=job.summary)
     out.mkdir(parents=True, exist_ok=True)
     for slide in earlier:  # a process can die between a file's last move and this
         shutil.rmtree(written.workplace(out, slide), ignore_errors=True)
@@ -161,9 +163,16 @@ class _Run:
                 self._finish(slide, units[0].count if units else count)
         except errors.ConfigError:
             raise  # the same of every slide
+        except errors.ResourceError as error:
+            if disk.is_full(error):
+                raise  # no other slide could be kept either
+            self._note(slide, units, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other slides go on
-            self.failed[slide] = str(failures.record(self.out, slide, error))
-            self._done += sum(unit.spots for unit in units if not self._is_there(unit))
+            self._note(slide, units, error)
+
+    def _note(self, slide: str, units: Sequence[Unit], error: Exception) -> None:
+        self.failed[slide] = str(failures.record(self.out, slide, error))
+        self._done += sum(unit.spots for unit in units if not self._is_there(unit))
 
     def write_index(self) -> None:
         """Writes the index of what is in the folder now."""
@@ -178,14 +187,13 @@ class _Run:
             progress=self._watch(unit),
         )  # fmt: skip
         about = self._about(unit.slide)
-        where = self._where(unit.slide)
         if job.draws == "zarr":
             self._take_draws(unit, result)
         result.uns["stemjax"] |= {**about, written.SECONDS: time.monotonic() - started}
         self._count(unit)
-        whole = where / "whole.h5ad"
-        predict.write(result, whole)
-        self._publish(unit.slide, whole)
+        self._publish_draws(unit.slide)
+        predict.write(result, written.file_of(self.out, unit.slide))
+        self._clear(unit.slide)
 
     def _predict_parts(self, slide: str, units: Sequence[Unit]) -> None:
         """Predicts those of some units that are not there, a block at a time."""
@@ -223,33 +231,37 @@ class _Run:
                     u for u in cohort_plan.plan(self.job, [slide], self.block) if u.number in wrong
                 ]
                 self._predict_parts(slide, units)
-            whole = predict.beside(where / "whole.h5ad")
             source, spots = self.job.source, self.job.source.require(slide).n_spots
             unread = ("",) * spots if source.labels(slide) else ()  # barcodes: only counted
-            parts.assemble(
-                where,
-                count,
-                whole,
-                spots=spots,
-                labels=labels.label_columns(source, slide, unread),
-                about=self._about(slide),
-            )
-            self._publish(slide, whole)
+            needed = sum(file.stat().st_size for file in where.glob(f"*/{parts.FILE}"))
+            target = written.file_of(self.out, slide)
+            with integrity.published_file(target, needed=needed) as whole:
+                parts.assemble(
+                    where,
+                    count,
+                    whole,
+                    spots=spots,
+                    labels=labels.label_columns(source, slide, unread),
+                    about=self._about(slide),
+                )
+                self._publish_draws(slide)
+            self._clear(slide)
 
     def _take_draws(self, unit: Unit, result: anndata.AnnData) -> None:
         """Moves the draws of a unit from its prediction to the store of its slide."""
         where, slide = self._where(unit.slide), self.job.source.require(unit.slide)
         store, draws = where / "draws.zarr", np.asarray(result.obsm.pop(predict.DRAWS))
-        draw_files.create(
-            store,
-            (slide.n_spots, draws.shape[1], draws.shape[2]),
-            block=self.block,
-            about={
-                **draw_files.describe(result),
-                written.REQUEST: self.requests[unit.slide],
-            },
-        )
-        draw_files.write(store, unit.number * self.block, draws)
+        with disk.writing(store, draws.nbytes, fix=integrity.FREE_SPACE):
+            draw_files.create(
+                store,
+                (slide.n_spots, draws.shape[1], draws.shape[2]),
+                block=self.block,
+                about={
+                    **draw_files.describe(result),
+                    written.REQUEST: self.requests[unit.slide],
+                },
+            )
+            draw_files.write(store, unit.number * self.block, draws)
 
     def _about(self, slide: str) -> dict[str, Any]:
         """Returns what a prediction says beyond what one of a single slide does."""
@@ -258,12 +270,14 @@ class _Run:
             about["draws"] = written.draws_of(self.out, slide).name
         return about
 
-    def _publish(self, slide: str, whole: pathlib.Path) -> None:
-        """Moves a finished slide into its place, the file last: it says that all is done."""
+    def _publish_draws(self, slide: str) -> None:
+        """Moves a slide's draws into their place, before the file, which says that all is done."""
         store = self._where(slide) / "draws.zarr"
         if store.is_dir():
             draw_files.publish(store, written.draws_of(self.out, slide))
-        os.replace(whole, written.file_of(self.out, slide))
+
+    def _clear(self, slide: str) -> None:
+        """Removes what a finished slide was put together from."""
         failures.forget(self.out, slide)
         shutil.rmtree(written.workplace(self.out, slide), ignore_errors=True)
         self.write_index()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from stemjax import errors
 from stemjax.eval import combine, evaluate, scoring, tables
+from stemjax.foreign import json_text
 
 SHOWN = ("pcc_10", "pcc_50", "pcc_all", "pcc_depth", "mse", "rvd", "gsc", "ssc", "crps")
 _WITH_INTERVAL = ("pcc_all", "mse")
@@ -24,7 +24,7 @@ def read(path: str | pathlib.Path) -> dict[str, Any]:
     """
     path = pathlib.Path(path)
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json_text.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise errors.PredictionError(
             f"{path} cannot be read ({error})",

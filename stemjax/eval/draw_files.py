@@ -1,5 +1,9 @@
 """Draws of a slide in a zarr store of their own, [l n g] float32 in the value space.
 
+    zarr.json             shape, types, and what the draws are of
+    c/<i>/0/0             chunks: zstd, with a checksum that is compared when one is read
+    SHA256SUMS.json       size and hash of these, once the store is whole
+
 Twenty draws of 200 genes are 16 kB a spot. Chunks go along the spots and none holds rows of two
 blocks, so that processes that predict blocks of one slide write it side by side.
 """
@@ -19,11 +23,14 @@ import numpy as np
 from jaxtyping import Float
 
 from stemjax import errors
+from stemjax.data import disk, integrity
 from stemjax.eval import predict
+from stemjax.foreign import stores
 
 if TYPE_CHECKING:
     import anndata
 
+_CHUNKS = "c/"
 CHUNK_BYTES = 2**24
 """Bytes of a chunk at most, before compression, where it holds more than one spot."""
 
@@ -97,11 +104,29 @@ def write(path: pathlib.Path, start: int, draws: Float[np.ndarray, "l n g"]) -> 
 def open_draws(path: str | pathlib.Path) -> Any:
     """Returns the zarr array of a store, [l n g]; slices of it are read when they are asked for.
 
+    Sizes of all files and the hash of what says what they are are compared here; that of a chunk by
+    its own checksum when it is read, which then raises what zarr raises.
+
     Raises:
-      PredictionError: there is none, or it is not whole.
+      PredictionError: there is none, it is not whole, or damaged.
     """
+    path = pathlib.Path(path)
+    if (path / integrity.MANIFEST).exists():  # stores of older versions have none
+        wrong = integrity.damage(path, unhashed=_CHUNKS)
+        if wrong:
+            raise errors.PredictionError(
+                f"the draws in {path} are not as they were written",
+                found="; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" * (len(wrong) > 3)),
+                fix="predict again, or copy the whole folder again",
+            )
+    return _opened(path)
+
+
+def _opened(path: pathlib.Path) -> Any:
+    """The array of a store that has all its chunks."""
     import zarr
 
+    stores.require_harmless_zarr(path)
     try:
         array = zarr.open_array(str(path), mode="r")
     except (FileNotFoundError, ValueError, KeyError) as error:
@@ -125,20 +150,24 @@ def move_out(result: anndata.AnnData, path: pathlib.Path, *, block: int) -> None
       result: the prediction, which then names the store.
       path: of the store; one that is there is replaced.
       block: rows that are written at a time.
+
+    Raises:
+      ResourceError: the disk is full.
     """
     draws, about = np.asarray(result.obsm.pop(predict.DRAWS)), result.uns["stemjax"]
     partial = predict.beside(path)
-    try:
-        create(
-            partial,
-            (draws.shape[0], draws.shape[1], draws.shape[2]),
-            block=block,
-            about=describe(result),
-        )
-        write(partial, 0, draws)
-        publish(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with disk.writing(path, draws.nbytes, fix=integrity.FREE_SPACE):
+        try:
+            create(
+                partial,
+                (draws.shape[0], draws.shape[1], draws.shape[2]),
+                block=block,
+                about=describe(result),
+            )
+            write(partial, 0, draws)
+            publish(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     about["draws"] = path.name
 
 
@@ -154,12 +183,15 @@ def describe(result: anndata.AnnData) -> dict[str, Any]:
 
 
 def publish(path: pathlib.Path, target: pathlib.Path) -> None:
-    """Moves a whole store to its place, where an older one makes room.
+    """Lists the hashes of a whole store in it, and moves it to its place; an older one makes room.
 
     Raises:
       PredictionError: it is not whole.
+      ResourceError: the disk is full.
     """
-    open_draws(path)
+    _opened(path)
+    integrity.write_manifest(path)
+    integrity.sync_folder(path)
     if target.is_dir():
         old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
         with contextlib.suppress(FileNotFoundError):

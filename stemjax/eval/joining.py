@@ -17,6 +17,8 @@ import scipy.sparse
 
 from stemjax import errors
 from stemjax.data import records as spot_records
+from stemjax.data import sealing
+from stemjax.data.hdf5 import soundness
 from stemjax.eval import metrics, recovered
 from stemjax.eval import truth as truths
 
@@ -120,7 +122,7 @@ def read(path: str | pathlib.Path) -> anndata.AnnData:
     """Returns an AnnData file of predictions, stemjax's own or another tool's.
 
     Raises:
-      PredictionError: there is none, or it is damaged.
+      PredictionError: there is none, it is damaged, or not what its hash is of (`sealing`).
     """
     import anndata
 
@@ -129,6 +131,8 @@ def read(path: str | pathlib.Path) -> anndata.AnnData:
         raise errors.PredictionError(
             f"no prediction at {path}", expected="an .h5ad file with predicted values in X"
         )
+    soundness.require_sound(path, errors.PredictionError)
+    sealing.require_whole(path)
     try:
         return anndata.read_h5ad(path)
     except Exception as error:

@@ -19,7 +19,8 @@ import h5py
 import numpy as np
 
 from stemjax import errors
-from stemjax.data import integrity
+from stemjax.data import disk, integrity, sealing
+from stemjax.eval import h5ad
 
 if TYPE_CHECKING:
     import anndata
@@ -55,8 +56,10 @@ def write(where: pathlib.Path, number: int, result: anndata.AnnData, seconds: fl
     if number:
         result.uns = {}
     result.uns[SECONDS] = seconds
-    with integrity.published_folder(_folder(where, number)) as folder:
-        result.write_h5ad(folder / FILE)
+    needed = h5ad.unpacked_bytes(result)
+    with integrity.published_folder(_folder(where, number), needed=needed) as folder:
+        with disk.opened_for_hdf5(folder / FILE) as opened, h5py.File(opened, "w") as file:
+            h5ad.write_into(file, result, compression=None)
         integrity.write_manifest(folder)
 
 
@@ -100,7 +103,7 @@ def assemble(
     labels: Mapping[str, pd.Categorical],
     about: Mapping[str, Any],
 ) -> None:
-    """Writes the .h5ad of all parts, some thousands of rows at a time.
+    """Writes the .h5ad of all parts, some thousands of rows at a time, and seals it.
 
     anndata writes the first spot alone, which settles every slot, dtype and attribute; then the
     arrays of spots are made anew with room for all, and filled.
@@ -125,8 +128,11 @@ def assemble(
     first.uns["stemjax"] |= {**about, "seconds": seconds}
     for name, column in labels.items():
         first.obs[name] = column[:1]
-    first.write_h5ad(path, compression="gzip")
-    with h5py.File(path, "r+", rdcc_nbytes=_CACHE_BYTES) as file:
+    with (
+        disk.opened_for_hdf5(path) as opened,
+        h5py.File(opened, "w", rdcc_nbytes=_CACHE_BYTES) as file,
+    ):
+        h5ad.write_into(file, first, compression="gzip")
         names = list(_arrays_of_spots(file))
         codes = {f"obs/{name}/codes": np.asarray(column.codes) for name, column in labels.items()}
         for name in names:
@@ -142,6 +148,7 @@ def assemble(
             f"the parts in {where}", expected=f"{spots} spots", found=str(start),
             fix="remove the folder and predict again",
         )  # fmt: skip
+    sealing.seal(path)
 
 
 def _seconds(part: pathlib.Path) -> float:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import pathlib
 import secrets
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import numpy as np
 
 from stemjax import __version__, errors, tasks
 from stemjax.data import records, space
-from stemjax.eval import conformal, labels, metrics, mismatch, recovered, steering
+from stemjax.eval import conformal, h5ad, labels, metrics, mismatch, recovered, steering
 from stemjax.train import checkpoint, origin, spot_inputs
 
 if TYPE_CHECKING:
@@ -348,6 +347,7 @@ def provenance(
         "stemjax_version": __version__,
         "model": json.dumps(card.to_json()),
         "warnings": list(warnings(card, info)),
+        "notes": list(info.notes),
         "notice": "Research use only. Not for clinical or diagnostic use.",
     }
 
@@ -371,15 +371,12 @@ def warnings(card: checkpoint.Card, info: records.SlideInfo) -> tuple[str, ...]:
 
 
 def write(prediction: anndata.AnnData, path: str | pathlib.Path) -> None:
-    """Writes an h5ad file, whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside(path)
-    try:
-        prediction.write_h5ad(partial, compression="gzip")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes an h5ad file, whole or not at all, with a hash of what it holds.
+
+    Raises:
+      ResourceError: the disk is full.
+    """
+    h5ad.write(prediction, path)
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:

@@ -8,7 +8,6 @@ HisToSGE scores all spots, the shown ones included: that number is printed besid
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from stemjax import errors
 from stemjax.data.shown import take_rows
 from stemjax.eval import baselines, metrics
 from stemjax.eval import truth as truths
+from stemjax.foreign import json_text
 
 if TYPE_CHECKING:
     import anndata
@@ -51,7 +51,7 @@ def flags(prediction: anndata.AnnData, name: str) -> np.ndarray | None:
 def sees_others(about: Mapping[str, Any]) -> bool:
     """Whether each spot was predicted from measured spots around it, as the model's card says."""
     try:
-        return json.loads(str(about["model"]))["experiment"]["window"]["kind"] == "neighbours"
+        return json_text.parse(str(about["model"]))["experiment"]["window"]["kind"] == "neighbours"
     except (KeyError, TypeError, ValueError):
         return False  # another tool's, or from before there were such models
 

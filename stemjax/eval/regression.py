@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,8 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import h5py
 
 from stemjax import config, distributed, errors, tasks
-from stemjax.data import records
+from stemjax.data import records, sealing
+from stemjax.data.hdf5 import soundness
 from stemjax.eval import predict
+from stemjax.foreign import json_text
 from stemjax.train import checkpoint, loop, writers
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def read_origin(path: pathlib.Path) -> Origin | None:
     Raises:
       PredictionError: there is none, or it is damaged.
     """
+    soundness.require_sound(path, errors.PredictionError)
+    sealing.require_whole(path)
     try:
         with h5py.File(path, "r") as file:
             about: Any = file.get("uns/stemjax", {})
@@ -52,9 +55,19 @@ def read_origin(path: pathlib.Path) -> Origin | None:
                 return None
             slide, model = (about[name].asstr()[()] for name in Origin._fields)
             return Origin(slide=str(slide), model=str(model))
-    except OSError as error:
+    except Exception as error:  # h5py tells damage by all kinds of exceptions
         raise errors.PredictionError(
             f"{path} cannot be read ({type(error).__name__}: {error})",
+            fix="copy the file again, or predict again",
+        ) from error
+
+
+def _card(text: str) -> checkpoint.Card:
+    try:
+        return checkpoint.Card.from_json(json_text.parse(text))
+    except ValueError as error:
+        raise errors.PredictionError(
+            f'uns["stemjax"]["model"] of a prediction cannot be read ({str(error)[:120]})',
             fix="copy the file again, or predict again",
         ) from error
 
@@ -69,6 +82,18 @@ def as_regression(experiment: config.Experiment) -> config.Experiment:
             sigma_data=experiment.diffusion.sigma_data,
             condition_noise=experiment.diffusion.condition_noise,
         ),
+    )
+
+
+def _by_names(card: checkpoint.Card) -> config.Experiment:
+    """The experiment with its slides by name: a manifest stays where the model was trained."""
+    data = card.experiment.data
+    if not data.manifest:
+        return card.experiment
+    roles = ("train", "val", "test")  # a manifest has no slides to recover
+    named = {role: ",".join(card.split.get(role, ())) for role in roles}
+    return dataclasses.replace(
+        card.experiment, data=dataclasses.replace(data, manifest="", fold="", **named)
     )
 
 
@@ -127,13 +152,14 @@ def backbone_rows(
     models = [one.model if choice == "train" else choice for one in made]
     distinct, cards, rows = dict.fromkeys(models), {}, {}
     if choice == "train":
-        cards = {model: checkpoint.Card.from_json(json.loads(model)) for model in distinct}
+        cards = {model: _card(model) for model in distinct}
     if any(isinstance(card.task, tasks.HisToSGETask) for card in cards.values()):
         return {}
     for model in distinct:
         if choice == "train":
             own = _folder(default_workdir, model, alone=len(distinct) == 1)
-            trained = loop.train_shown(as_regression(cards[model].experiment), source, own, line)
+            experiment = as_regression(_by_names(cards[model]))
+            trained = loop.train_shown(experiment, source, own, line)
         else:
             trained = checkpoint.load(choice)
         with distributed.together():

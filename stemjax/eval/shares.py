@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from stemjax import distributed
 from stemjax.eval import evaluate, joining, plots, regression, slide_results
 from stemjax.eval import truth as truths
+from stemjax.foreign import json_text
 from stemjax.train import writers
 
 if TYPE_CHECKING:
@@ -175,4 +176,4 @@ def draw_figures(job: Job, folder: pathlib.Path, *, gene: str | None) -> list[pa
             paths = plots.write_figures(joined, own, gene=gene)
             made.append(json.dumps([str(file) for file in paths]).encode())
     every = distributed.gather_dealt_bytes(made, len(job.files))
-    return [pathlib.Path(file) for one in every for file in json.loads(one)]
+    return [pathlib.Path(file) for one in every for file in json_text.parse(one)]

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from stemjax.eval import alerts, joining, metrics, mismatch, plain, slide_rows
+from stemjax.foreign import json_text
 
 if TYPE_CHECKING:
     import anndata
@@ -104,7 +105,7 @@ def _fields(of: RowScores | SlideResult, *, but: str) -> dict[str, Any]:
 def from_bytes(content: bytes) -> SlideResult:
     """Returns what `SlideResult.to_bytes` wrote, to the last bit."""
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        told = json.loads(arrays[_TOLD].tobytes())
+        told = json_text.parse(arrays[_TOLD].tobytes())
         rows = [
             RowScores(scores=dict(zip(row.pop("keys"), arrays[str(i)], strict=True)), **row)
             for i, row in enumerate(told.pop("rows"))

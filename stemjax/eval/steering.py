@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,13 @@ def _require_same_space(ours: checkpoint.Card, theirs: checkpoint.Card) -> None:
         )
 
 
+def _nearest(unknown: Sequence[str], genes: Sequence[str]) -> str:
+    near = [n for name in unknown[:3] for n in difflib.get_close_matches(name, genes, n=2)]
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    return "`stemjax models info MODEL` prints the genes of a model"
+
+
 def _known(given: Sequence[str], genes: Sequence[str], table: records.Table) -> np.ndarray | None:
     if not given:
         return None
@@ -97,6 +105,8 @@ def _known(given: Sequence[str], genes: Sequence[str], table: records.Table) -> 
             "genes given to a prediction",
             expected=f"some of the {len(genes)} of the panel, not all",
             found=f"unknown: {', '.join(unknown[:5])}" if unknown else "the whole panel",
+            fix=_nearest(unknown, genes),
+            case="D20",
         )
     known = np.isin(np.asarray(genes), np.asarray(given))
     unmeasured = known & (table.mask == 0).any(axis=0)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stemjax import names
 from stemjax.eval import joining, mismatch, scoring
 
 _SHOWN = ("pcc_10", "pcc_50", "pcc_all", "pcc_depth", "mse", "rvd", "crps", "coverage_90")
@@ -138,25 +139,24 @@ def signed(key: str, found: Mapping[str, Any]) -> str:
 
 
 def to_csv(result: Mapping[str, Any]) -> str:
-    """One line for each row and score: value, interval, difference from the first row, verdict."""
+    """One line for each row and score: value, interval, difference from the first row, verdict.
+
+    Names that a spreadsheet would take for a formula get a ``'`` before them (`names.cell`).
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["slides", "row", "source", "sees_test", "score", "value", "low", "high"]
         + ["first_minus_row", "difference_low", "difference_high", "verdict"]
     )
-    slides = " ".join(slide["slide"] for slide in result["slides"])
+    slides = names.cell(" ".join(slide["slide"] for slide in result["slides"]))
     for row in result["rows"]:
+        name = names.cell(row["name"])
         for key, found in row["scores"].items():
             less = row.get("first_minus_row", {}).get(key, {})
             writer.writerow(
-                [slides, _safe(row["name"]), row["source"], row["sees_test"], key, found["value"]]
+                [slides, name, row["source"], row["sees_test"], key, found["value"]]
                 + [*(found["interval"] or ("", "")), less.get("difference", "")]
                 + [*(less.get("interval") or ("", "")), less.get("verdict", "")]
             )
     return out.getvalue()
-
-
-def _safe(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

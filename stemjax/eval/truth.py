@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
 from stemjax import errors
-from stemjax.data import gene_matching, gene_names, hiding, transforms
+from stemjax.data import gene_matching, gene_names, hiding, raw_counts, transforms
 from stemjax.data import records as spot_records
+from stemjax.data.hdf5 import soundness
+from stemjax.data.layouts import centres
 
 if TYPE_CHECKING:
     import anndata
@@ -170,13 +171,20 @@ def read_counts(path: pathlib.Path) -> Truth:
     """
     import anndata
 
+    soundness.require_sound(path, errors.PredictionError)
     try:
         data = anndata.read_h5ad(path)
     except Exception as error:
         raise errors.PredictionError(
             f"{path} cannot be read ({type(error).__name__}: {error})", fix="copy the file again"
         ) from error
-    return of_anndata(data, name=path.stem, where=str(path))
+    try:
+        return of_anndata(data, name=path.stem, where=str(path))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # of damaged parts
+        raise errors.PredictionError(
+            f"{path} has a part that cannot be used ({type(error).__name__}: {str(error)[:200]})",
+            fix="copy the file again",
+        ) from error
 
 
 def of_anndata(data: anndata.AnnData, *, name: str, where: str) -> Truth:
@@ -254,18 +262,17 @@ def of_positions(data: anndata.AnnData, *, where: str) -> Positions:
       PredictionError: there are no coordinates, or one is not finite.
     """
     if "spatial" not in data.obsm:
-        found = ", ".join(data.obsm.keys()) or "nothing"
-        raise errors.PredictionError(
-            f"{where} has no spot coordinates",
-            expected='obsm["spatial"], spot centres in pixels (x, y)',
-            found=f"{found} in obsm",
+        raise centres.missing(
+            where, list(data.obsm), list(map(str, data.obs)), error=errors.PredictionError
         )
     pixel = np.asarray(data.obsm["spatial"], np.float64)
     if pixel.shape != (data.n_obs, 2) or not np.isfinite(pixel).all():
         raise errors.PredictionError(
             f'{where}: obsm["spatial"]',
             expected=f"finite numbers, {data.n_obs} x 2",
-            found=f"shape {pixel.shape}",
+            found=f"shape {pixel.shape}, {int((~np.isfinite(pixel)).sum())} values not finite",
+            fix="Store one finite (x, y) for each spot",
+            case="D02",
         )
     spatial = data.uns.get("spatial", {})
     library = next(iter(spatial)) if isinstance(spatial, Mapping) and len(spatial) == 1 else None
@@ -298,19 +305,26 @@ def _counts(data: anndata.AnnData, where: str) -> tuple[np.ndarray, list[str]]:
         candidates.append(("raw.X", data.raw.X, list(data.raw.var_names)))
     if data.X is not None:
         candidates.append(("X", data.X, list(data.var_names)))
-    seen = []
+    seen, wrong = [], None
+    spots = list(map(str, data.obs_names))
     for what, values, names in candidates:
-        dense = values.toarray() if scipy.sparse.issparse(values) else np.asarray(values)
-        if dense.dtype.kind in "iuf" and np.isfinite(dense).all() and not (dense < 0).any():
-            whole = np.rint(dense)
-            if (whole == dense).all():
-                return whole.astype(np.int64), [str(name) for name in names]
         seen.append(what)
+        try:
+            counts = raw_counts.as_rows(values)
+        except ValueError:  # no table, or none of numbers
+            continue
+        names = [str(name) for name in names]
+        found = raw_counts.diagnose(counts, spots=spots, genes=names)
+        if found is None:
+            return counts.toarray().astype(np.int64), names
+        wrong = found
     raise errors.PredictionError(
         f"{where} holds no raw counts",
         expected='whole numbers from 0 up in layers["counts"], raw.X or X',
-        found=f"other values in {', '.join(seen)}" if seen else "none of the three",
+        found=(f"other values in {', '.join(seen)}" if seen else "none of the three")
+        + (f", {wrong.kind}, looks {wrong.looks}; first {wrong.found}" if wrong else ""),
         fix="give the file that holds the counts as measured",
+        case=wrong.case if wrong else None,
     )
 
 
@@ -322,6 +336,8 @@ def _require_unique(found: Sequence[str], what: str, where: str) -> None:
             f"{where} names {len(twice)} {what}{'s' * (len(twice) > 1)} more than once",
             expected=f"each {what} once",
             found=", ".join(map(repr, twice[:3])),
+            fix=f"Rename them, or cut the file to one row or column for each {what}",
+            case="D08" if what == "gene" else None,
         )
 
 

@@ -21,7 +21,9 @@ import jax
 import numpy as np
 
 from stemjax import config, errors
-from stemjax.data import builder, failures, integrity
+from stemjax.data import builder, failures, integrity, sealing
+from stemjax.data.hdf5 import soundness
+from stemjax.foreign import json_text
 from stemjax.train import checkpoint
 
 FORMAT = 1
@@ -76,13 +78,30 @@ def workplace(out: pathlib.Path, slide: str) -> pathlib.Path:
 def read(path: pathlib.Path) -> Written | None:
     """Returns what a file says of itself; None if it is none of a cohort, or cannot be read."""
     try:
+        soundness.require_sound(path, errors.PredictionError)
+        sealing.require_whole(path)
         with h5py.File(path, "r") as file:
             about: Any = file["uns/stemjax"]
-            request = json.loads(about[REQUEST][()])
+            request = json_text.parse(about[REQUEST][()])
+            if not (isinstance(request["slide"], str) and "draws" in request):
+                return None
             spots: Any = file["obsm/spatial"]
             return Written(request, int(spots.shape[0]), float(about[SECONDS][()]))
-    except (OSError, KeyError, ValueError):
+    # h5py tells damage by all kinds of exceptions.
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
         return None
+    except errors.StemjaxError:
+        return None
+
+
+def _damage(path: pathlib.Path) -> str | None:
+    """Why a file cannot be read, in words, or None."""
+    try:
+        soundness.require_sound(path, errors.PredictionError)
+        sealing.require_whole(path)
+    except errors.StemjaxError as error:
+        return f"it is damaged ({error.found})"
+    return None
 
 
 def is_done(out: pathlib.Path, slide: str, request: Mapping[str, Any]) -> bool:
@@ -95,8 +114,9 @@ def is_done(out: pathlib.Path, slide: str, request: Mapping[str, Any]) -> bool:
     found = read(path)
     if found is None and not path.exists():
         return False
-    differing = ["it is not of `stemjax predict --slides`, or damaged"]
-    if found is not None:
+    if found is None:
+        differing = [_damage(path) or "it is not of `stemjax predict --slides`"]
+    else:
         differing = config.differences(found.request, json.loads(json.dumps(request)))
     if differing:
         shown = [line if len(line) < 160 else line[:157] + "..." for line in differing[:5]]

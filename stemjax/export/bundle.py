@@ -24,13 +24,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import safetensors
-import safetensors.numpy
 
 import stemjax
 from stemjax import errors
 from stemjax.data import integrity
 from stemjax.export import golden, model_card, places, tensors
+from stemjax.foreign import json_text, stores
 from stemjax.train import calibration
 from stemjax.train.card import Card
 from stemjax.train.trained import Trained
@@ -90,7 +89,8 @@ def write(
     }
     if dtype != "float32":
         trained = dataclasses.replace(trained, params=_rounded(trained.params, dtype))
-    with integrity.published_folder(path) as folder:
+    needed = tensors.bytes_of(trained.params, dtype)
+    with integrity.published_folder(path, needed=needed) as folder:
         tensors.write(tensors.named(trained.params), folder, dtype=dtype, largest=largest_file)
         tensors.save(golden.make(trained), folder / GOLDEN)
         integrity.write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
@@ -119,16 +119,18 @@ def load(path: str | pathlib.Path, *, verify: bool = True) -> Trained:
         else than where it was written.
       CalibrationError: its calibrations cannot be used, or are of other weights.
       CheckpointMismatchError: the weights are of another network than the card says.
+      UnsafeFileError: a link in it leads to another place of this machine.
     """
     path = pathlib.Path(path)
     if not is_bundle(path):
         raise errors.BundleError(f"no bundle at {path}", expected=f"a folder with {DESCRIPTION}")
+    stores.require_closed(path)
     if wrong := [*integrity.damage(path), *_strangers(path)]:
         raise errors.BundleError(
             f"bundle {path} is damaged", found="; ".join(wrong[:3]), fix="copy it again"
         )
     try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        description = json_text.parse((path / DESCRIPTION).read_text(encoding="utf-8"))
         found = description["format"]
         if found != FORMAT:
             raise errors.BundleError(
@@ -148,7 +150,7 @@ def load(path: str | pathlib.Path, *, verify: bool = True) -> Trained:
             )
         scores = None
         if (path / SCORES).is_file():
-            scores = dict(json.loads((path / SCORES).read_text(encoding="utf-8")))
+            scores = dict(json_text.parse((path / SCORES).read_text(encoding="utf-8")))
         dtype = description["dtype"]
         if dtype not in tensors.DTYPES:
             raise ValueError(f"dtype {dtype!r}")
@@ -161,8 +163,8 @@ def load(path: str | pathlib.Path, *, verify: bool = True) -> Trained:
             runs=tuple(dict(run) for run in description["runs"]),
             scores=scores,
         )
-        example = safetensors.numpy.load_file(path / GOLDEN)
-    except (*_UNREADABLE, safetensors.SafetensorError) as error:
+        example = tensors.load(path / GOLDEN)
+    except _UNREADABLE as error:
         raise errors.BundleError(
             f"bundle {path} cannot be read ({type(error).__name__}: {error})", fix="copy it again"
         ) from error
@@ -180,7 +182,9 @@ def load(path: str | pathlib.Path, *, verify: bool = True) -> Trained:
     return found
 
 
-def open_model(path: str | pathlib.Path, *, weights: str = "auto", verify: bool = True) -> Trained:
+def open_model(
+    path: str | pathlib.Path, *, weights: str = "auto", verify: bool = True, hashed: bool = True
+) -> Trained:
     """Returns the model of a bundle or of a run's workdir.
 
     Args:
@@ -188,6 +192,7 @@ def open_model(path: str | pathlib.Path, *, weights: str = "auto", verify: bool 
         the package (`SHIPPED`).
       weights: ``best``, ``last`` or ``auto``, for a workdir; a bundle has one set.
       verify: as `load`.
+      hashed: compare the files of a workdir's step with their hashes, which a bundle's always are.
 
     Raises:
       BundleError, CheckpointError: there is none, or it is damaged.
@@ -199,7 +204,7 @@ def open_model(path: str | pathlib.Path, *, weights: str = "auto", verify: bool 
         return load(path, verify=verify)
     from stemjax.train import checkpoint  # orbax, which a bundle does without
 
-    return checkpoint.load(path, weights=weights)
+    return checkpoint.load(path, weights=weights, verify=hashed)
 
 
 def add_calibration(
@@ -217,7 +222,7 @@ def add_calibration(
     file = path / calibration.FILE
     if is_bundle(path):
         kept = calibration.replace(trained.calibrations, new)
-        dtype = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["dtype"]
+        dtype = json_text.parse((path / DESCRIPTION).read_text(encoding="utf-8"))["dtype"]
         write(dataclasses.replace(trained, calibrations=kept), path, dtype=dtype)
     else:
         calibration.write(calibration.replace(calibration.read(file), new), file)
@@ -264,7 +269,10 @@ def _strangers(path: pathlib.Path) -> list[str]:
     names = sorted(file.name for file in path.iterdir())
     wrong = [f"{name}: no file of a bundle" for name in names if not is_ours(name)]
     with contextlib.suppress(OSError, ValueError):  # a damaged list is named as such
-        listed = {*json.loads((path / integrity.MANIFEST).read_text("utf-8")), integrity.MANIFEST}
+        listed = {
+            *json_text.parse((path / integrity.MANIFEST).read_text("utf-8")),
+            integrity.MANIFEST,
+        }
         wrong += [
             f"{name}: not in {integrity.MANIFEST}"
             for name in names

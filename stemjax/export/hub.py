@@ -24,7 +24,7 @@ from typing import Any
 from stemjax import errors
 from stemjax.data import integrity
 from stemjax.export import bundle, model_card
-from stemjax.foreign import hub_library
+from stemjax.foreign import hub_library, json_text
 from stemjax.train.trained import Trained
 
 SCHEME = "hub:"
@@ -217,7 +217,7 @@ def _fetch(
         return folder / name
 
     try:
-        listed = json.loads(get(integrity.MANIFEST).read_text(encoding="utf-8"))
+        listed = json_text.parse(get(integrity.MANIFEST).read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         listed = None
     names = sorted(listed) if isinstance(listed, dict) else []
@@ -236,7 +236,7 @@ def _fetch(
 def _relicensed(path: pathlib.Path, trained: Trained, licence: str) -> dict[str, bytes]:
     """A model card that names a licence, and the list of hashes with it."""
     card = model_card.make(trained, licence=licence).encode()
-    listed = json.loads((path / integrity.MANIFEST).read_text(encoding="utf-8"))
+    listed = json_text.parse((path / integrity.MANIFEST).read_text(encoding="utf-8"))
     digest = hashlib.sha256(card).hexdigest()
     listed[model_card.FILE] = {"bytes": len(card), "sha256": digest}
     text = json.dumps(dict(sorted(listed.items())), indent=1) + "\n"

@@ -96,7 +96,8 @@ def write(
     found = places.in_the_way(path, _is_ours, mark=PROGRAM)
     places.require_free(path, found, older="an older program")
     exported = export(trained, sampling=sampling, encoder=encoder, platforms=platforms)
-    with integrity.published_folder(path) as folder:
+    needed = tensors.bytes_of(trained.params)
+    with integrity.published_folder(path, needed=needed) as folder:
         (folder / PROGRAM).write_bytes(exported.serialize())
         tensors.write(tensors.named(trained.params), folder, dtype="float32")
         integrity.write_text(

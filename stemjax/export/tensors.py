@@ -24,6 +24,7 @@ import safetensors.numpy
 
 from stemjax import errors
 from stemjax.data import integrity
+from stemjax.foreign import json_text, safetensors_file
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PIECE = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -40,6 +41,11 @@ def named(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def bytes_of(tree: Any, dtype: str = "float32") -> int:
+    """Returns the bytes of a tree's numbers as a type of `DTYPES`."""
+    return sum(leaf.size for leaf in named(tree).values()) * DTYPES[dtype].itemsize
 
 
 def is_weights(name: str) -> bool:
@@ -59,6 +65,16 @@ def save(
     """
     safetensors.numpy.save_file(arrays, path, metadata=metadata)
     path.chmod(0o644)  # safetensors makes files that only their owner reads
+
+
+def load(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of one file by name.
+
+    Raises:
+      BundleError: it is none of this format, or claims more than it holds.
+    """
+    with _opened(path) as found:
+        return {name: np.asarray(found.get_tensor(name)) for name in found.keys()}  # noqa: SIM118
 
 
 def write(
@@ -148,7 +164,7 @@ def _files(folder: pathlib.Path) -> list[str]:
     if not (folder / INDEX).is_file():
         return [WHOLE]
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json_text.parse((folder / INDEX).read_text(encoding="utf-8"))
         files = list(dict.fromkeys(index["weight_map"].values()))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise errors.BundleError(
@@ -179,7 +195,16 @@ class _opened:
 
     def __enter__(self) -> Any:
         try:
+            safetensors_file.read(self._path)  # every claim against the file's size
             self._file: Any = safetensors.safe_open(self._path, framework="np")
+        except errors.CheckpointError as error:
+            what = error.what.removeprefix(f"{self._path}: ")
+            raise errors.BundleError(
+                f"{self._path} cannot be read: {what}",
+                expected=error.expected,
+                found=error.found,
+                fix="copy the bundle again",
+            ) from error
         except (OSError, safetensors.SafetensorError) as error:
             raise errors.BundleError(
                 f"{self._path} cannot be read ({type(error).__name__}: {error})",

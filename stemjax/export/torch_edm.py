@@ -109,11 +109,13 @@ def write(trained: Trained, path: str | pathlib.Path) -> None:
         "sigma_data": card.experiment.diffusion.sigma_data,
         **describe(card),
     }
-    with integrity.published_folder(path) as folder:
+    needed = tensors.bytes_of(trained.params)
+    with integrity.published_folder(path, needed=needed) as folder:
         state = to_state(jax.device_get(trained.params))
         tensors.save(state, folder / WEIGHTS, metadata={"format": "pt"})
         integrity.write_text(folder / CONFIG, json.dumps(description, indent=1) + "\n")
         shutil.copyfile(REFERENCE, folder / MODULE)
+        integrity.write_manifest(folder)
 
 
 def require_stem(card: Card) -> None:
@@ -146,7 +148,8 @@ def require_stem(card: Card) -> None:
 
 def _in_the_way(path: pathlib.Path) -> str:
     """What stands at a path besides an older export, which alone may be deleted; "" if nothing."""
-    found = places.in_the_way(path, (CONFIG, WEIGHTS, MODULE).__contains__, mark=None)
+    ours = (CONFIG, WEIGHTS, MODULE, integrity.MANIFEST)
+    found = places.in_the_way(path, ours.__contains__, mark=None)
     if found or not path.is_dir() or not any(path.iterdir()):
         return found
     try:

@@ -17,6 +17,14 @@ from stemjax import __version__, errors
 
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may do this"
 _TOKEN = re.compile(r"hf_[A-Za-z0-9_]{4,}")
+# Of an address with a login, of a header, of a query: proxies and endpoints have them in errors.
+_LOGIN_IN_ADDRESS = re.compile(r"://[^/\s@]+@")
+_SECRET = re.compile(
+    r"""(?i)\b((?:bearer|basic)\s+
+    |(?:token|access_token|api_?key|password|secret|signature|x-amz-[a-z-]+)['"]?\s*[=:]\s*['"]?)
+    [^\s&'",;]+""",
+    re.VERBOSE,
+)
 
 type Kind = Literal["revision", "refused", "missing", "login", "offline", "lost", "other"]
 
@@ -107,8 +115,10 @@ def _failure(error: BaseException, transport: type) -> Failure:
 
 
 def redacted(text: str) -> str:
-    """Returns the beginning of a message without the token, whoever put it there."""
+    """Returns the beginning of a message without tokens and logins, whoever put them there."""
     token = library().get_token()
     if token:
         text = text.replace(token, "***")
-    return " ".join(_TOKEN.sub("hf_***", text).split())[:400].rstrip(".")
+    text = _LOGIN_IN_ADDRESS.sub("://***@", _TOKEN.sub("hf_***", text))
+    text = _SECRET.sub(r"\1***", text)
+    return " ".join(text.split())[:400].rstrip(".")

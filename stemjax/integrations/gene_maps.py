@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stemjax import names
 from stemjax.data import integrity
 from stemjax.eval import plots
 from stemjax.integrations import prediction as predictions
@@ -48,13 +49,13 @@ def write(
     chosen = prediction.choose(genes)
     predictions.require_absent(folder)
     spots = rasters.array_places(prediction) if bare else None
-    names = predictions.file_names(chosen, ".png")
+    files = names.file_names(chosen, ".png")
     made: list[dict[str, Any]] = [
-        {"gene": gene, "file": name} for gene, name in zip(chosen, names, strict=True)
+        {"gene": gene, "file": name} for gene, name in zip(chosen, files, strict=True)
     ]
     with integrity.published_folder(folder) as out:
         if spots is None:
-            for name, picture in zip(names, _figures(prediction, chosen), strict=True):
+            for name, picture in zip(files, _figures(prediction, chosen), strict=True):
                 (out / name).write_bytes(picture)
         else:
             values = prediction.values(chosen)
@@ -74,7 +75,7 @@ def write(
             "maps": made,
         }
         integrity.write_text(out / INDEX, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    return tuple(folder / name for name in names)
+    return tuple(folder / name for name in files)
 
 
 def grey_range(values: np.ndarray) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from stemjax import errors
+from stemjax import errors, names
 from stemjax.data import integrity
 from stemjax.integrations import prediction as predictions
 
@@ -32,9 +32,6 @@ _BARCODE = re.compile(
     r"(?:[A-Za-z0-9.-]+[_:])?[ACGT]{14,24}(?:-[A-Za-z0-9]+)?(?:[_:][A-Za-z0-9.-]+)?"
     r"|s_\d{3}um_\d+_\d+(?:-\d+)?|cellid_\d+(?:-\d+)?"
 )
-
-# What spreadsheets take for the start of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write(
@@ -73,8 +70,8 @@ def write(
     with integrity.published_folder(folder) as made:
         _write_csv(
             made / CATEGORIES,
-            ["Barcode", *map(safe, columns)],
-            zip(prediction.barcodes, *(map(safe, column) for column in columns.values())),
+            ["Barcode", *map(names.cell, columns)],
+            zip(prediction.barcodes, *(map(names.cell, column) for column in columns.values())),
         )
         numbers = ([f"{x:.5g}", f"{y:.5g}"] for x, y in plane)
         rows = ([barcode, *pair] for barcode, pair in zip(prediction.barcodes, numbers))
@@ -118,11 +115,6 @@ def principal_plane(prediction: predictions.Prediction) -> np.ndarray:
     axes = axes * np.where(axes[largest, np.arange(axes.shape[1])] < 0, -1.0, 1.0)[None]
     plane = centred @ axes
     return plane if plane.shape[1] == 2 else np.pad(plane, ((0, 0), (0, 1)))  # of a single gene
-
-
-def safe(text: str) -> str:
-    """Returns a text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _require_barcodes(prediction: predictions.Prediction) -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import functools
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +86,7 @@ class Prediction:
                 near = difflib.get_close_matches(gene, self.genes, n=3)
                 raise errors.GenePanelError(
                     f"gene {gene!r} is not among the {len(self.genes)} genes of the prediction",
+                    case="D20",
                     fix=f"Did you mean {' or '.join(near)}?" if near else "Name genes of var_names",
                 )
         _require_unique(genes, "the genes asked for")
@@ -216,21 +216,6 @@ def require_absent(path: pathlib.Path) -> None:
             found="a folder with files" if path.is_dir() else "a file",
             fix="name another output, or move it away",
         )
-
-
-def file_names(names: Sequence[str], suffix: str) -> list[str]:
-    """Returns a file name for each name, all different, also where case does not count."""
-    taken: set[str] = set()
-    found = []
-    for name in names:
-        stem = re.sub(r"[^A-Za-z0-9_.-]", "_", name).strip(".")[:100] or "_"
-        tried, number = stem, 1
-        while tried.lower() in taken:
-            number += 1
-            tried = f"{stem}_{number}"
-        taken.add(tried.lower())
-        found.append(tried + suffix)
-    return found
 
 
 def _library(data: anndata.AnnData, slide: str) -> Mapping[str, Any]:

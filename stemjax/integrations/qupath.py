@@ -9,7 +9,6 @@ here a function of slide and barcode, so that the same spot is the same object i
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stemjax import __version__
-from stemjax.eval import predict
+from stemjax.data import integrity
 from stemjax.integrations import prediction as predictions
 
 CORNERS = 16
@@ -56,12 +55,11 @@ def write(
 
     Raises:
       GenePanelError: a gene was not predicted.
+      ResourceError: the disk is full.
     """
     path = pathlib.Path(path)
     chosen = prediction.choose(genes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = predict.beside(path)
-    try:
+    with integrity.published_file(path) as partial:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             head = json.dumps(_about(prediction), ensure_ascii=False)
             file.write(f'{{"type": "FeatureCollection", "stemjax": {head}, "features": [\n')
@@ -70,11 +68,7 @@ def write(
                 file.write(separator + line)
                 separator = ",\n"
             file.write("\n]}\n")
-        size = partial.stat().st_size
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return size
+        return partial.stat().st_size
 
 
 def _about(prediction: predictions.Prediction) -> dict[str, Any]:

@@ -12,10 +12,8 @@ Coordinate systems are ``{id}``, level-0 pixels, in which all elements lie over 
 from __future__ import annotations
 
 import importlib
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from stemjax import errors
+from stemjax.data import integrity
 from stemjax.eval import predict
 from stemjax.integrations import prediction as predictions
 
@@ -98,17 +97,13 @@ def write(
     Raises:
       ConfigError: something is in the way, or spatialdata is not installed.
       GenePanelError: a gene was not predicted.
+      ResourceError: the disk is full.
     """
     path = pathlib.Path(path)
     predictions.require_absent(path)
     made = to_spatialdata(prediction, genes=genes, image=image)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = predict.beside(path)
-    try:
+    with integrity.published_file(path) as partial:
         made.write(partial)
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def element_name(slide: str) -> str:

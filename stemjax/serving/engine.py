@@ -108,7 +108,8 @@ class Engine:
           parts: no more spots together than `capacity`.
         """
         rows = sum(map(len, parts))
-        size = min(size for size in self.sizes(order.drawn) if size >= rows)
+        sizes = (size for size in self.sizes(order.drawn) if size >= rows)
+        size = min(sizes, default=rows)  # they shrink where memory runs out
         # Filled up with copies of the last spot, as `tasks.Predictor` does; a row of the result
         # depends on nothing but its own condition and key.
         index = np.minimum(np.arange(size), rows - 1)

@@ -4,12 +4,16 @@ A program is compiled for a fixed number of spots, and slides have as many spots
 predictor therefore works in buckets: portions of its largest size, and for what is left the
 smallest of three sizes that holds it, filled up with copies of the last spot. Whatever the number
 of slides, at most three programs are compiled.
+
+Where the device's memory does not hold a portion, the predictor halves its sizes, says so, and goes
+on with the spots that are not done yet. It keeps to the smaller sizes from then on.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from stemjax import mesh
-from stemjax.data import records
+from stemjax import errors, mesh
+from stemjax.data import records, resident
 from stemjax.diffusion import sampler
 from stemjax.tasks.base import Task
 from stemjax.tasks.sampling import Sampling
@@ -37,9 +41,20 @@ BUCKETS = (1, 4, 16)
 MOST_ROWS = 4096
 """Rows at a time on an accelerator: more fill it no better and only cost memory."""
 
+_USABLE = 0.9  # of a device's memory: the rest is for its fragments and for libraries
 _CACHE_SHARE = 0.3
 _USUAL_CACHE = 32 * 2**20
 _USUAL_ROWS = 256
+_LONGEST_SAID = 200
+_log = logging.getLogger(__name__)
+
+
+class _TooLargeError(Exception):
+    """A portion that the memory does not hold, before or after it was tried."""
+
+    def __init__(self, size: int, needed: int = 0, said: str = "") -> None:
+        self.size, self.needed, self.said = size, needed, said
+        super().__init__(said)
 
 
 class Predictor:
@@ -62,16 +77,10 @@ class Predictor:
     def __init__(
         self, run: Callable[..., Array], *, spots: int, spots_axis: int, layout: mesh.Layout
     ) -> None:
-        devices = layout.pieces
-        sizes = {devices * math.ceil(spots / (part * devices)) for part in BUCKETS}
-        self.sizes = tuple(sorted(sizes, reverse=True))
+        self.sizes = _sizes(spots, layout.pieces)
+        self.compilations = 0
         self._run, self._axis, self._layout = run, spots_axis, layout
         self._programs: dict[Any, jax.stages.Compiled] = {}
-
-    @property
-    def compilations(self) -> int:
-        """Programs compiled so far."""
-        return len(self._programs)
 
     def __call__(
         self, params: Any, cond: Any, keys: Key[Array, " b"], *, progress: Progress | None = None
@@ -83,38 +92,118 @@ class Predictor:
           cond: array or tree of arrays with a row a spot.
           keys: one key a spot.
           progress: called with spots done, spots in all, and what they are.
+
+        Raises:
+          ResourceError: the memory does not hold a portion of one spot a device.
         """
         params = jax.device_put(params, self._layout.replicated)
         parts: list[np.ndarray] = []
-        for stop, made in self._portions(params, cond, keys):
-            rows = stop - sum(map(len, parts))
-            parts.append(np.moveaxis(np.asarray(made), self._axis, 0)[:rows])
-            if progress is not None:
-                progress(stop, len(keys), "spots")
+        done, is_done = 0, False
+        while not is_done:
+            try:
+                for stop, part in self._fetched(params, cond, keys, done):
+                    parts.append(np.moveaxis(part, self._axis, 0)[: stop - done])
+                    done = stop
+                    if progress is not None:
+                        progress(stop, len(keys), "spots")
+                is_done = True
+            except _TooLargeError as error:
+                self._shrink(error)
+            # Only now, with the error, are the arrays of the portions under way let go of.
         return np.moveaxis(np.concatenate(parts), 0, self._axis)
 
-    def _portions(self, params: Any, cond: Any, keys: Array) -> Iterator[tuple[int, Array]]:
+    def _fetched(
+        self, params: Any, cond: Any, keys: Array, first: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields where a portion ends and its result, the next one already under way."""
-        waiting: collections.deque[tuple[int, Array]] = collections.deque()
-        for start, stop, size in portions(len(keys), self.sizes):
-            index = np.minimum(np.arange(start, start + size), stop - 1)
-            given = (
-                jax.tree.map(lambda a, i=index: jnp.asarray(a[i], jnp.float32), cond),
-                keys[index],
-            )
-            given = jax.device_put(given, self._layout.data)
-            waiting.append((stop, self._program(size, params, *given)(params, *given)))
+        waiting: collections.deque[tuple[int, int, Array]] = collections.deque()
+
+        def fetch() -> tuple[int, np.ndarray]:
+            # An accelerator runs a program later than it is asked to: an error may come here.
+            stop, size, made = waiting.popleft()
+            return stop, _within_memory(size, np.asarray, made)
+
+        failed: _TooLargeError | None = None
+        for start, stop, size in portions(len(keys) - first, self.sizes):
+            index = first + np.minimum(np.arange(start, start + size), stop - 1)
+            try:
+                made = _within_memory(size, self._dispatch, params, cond, keys, index)
+            except _TooLargeError as error:
+                # The one before it may be good. The traceback would hold on to arrays of this one.
+                failed = error.with_traceback(None)
+                break
+            waiting.append((first + stop, size, made))
+            del made
             if len(waiting) > 1:
-                yield waiting.popleft()
-        yield from waiting
+                yield fetch()
+        while waiting:
+            yield fetch()
+        if failed is not None:
+            raise failed
+
+    def _dispatch(self, params: Any, cond: Any, keys: Array, index: np.ndarray) -> Array:
+        given = jax.tree.map(lambda a: jnp.asarray(a[index], jnp.float32), cond), keys[index]
+        given = jax.device_put(given, self._layout.data)
+        return self._program(len(index), params, *given)(params, *given)
 
     def _program(self, size: int, *given: Any) -> jax.stages.Compiled:
         leaves, tree = jax.tree.flatten(given)
         asked = (size, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if asked not in self._programs:
             with self._layout.in_force():
-                self._programs[asked] = jax.jit(self._run).lower(*given).compile()
+                program = jax.jit(self._run).lower(*given).compile()
+            self.compilations += 1
+            needed, room = _memory_bytes(program), _USABLE * resident.device_memory()
+            if room and needed > room:
+                raise _TooLargeError(size, needed)
+            self._programs[asked] = program
         return self._programs[asked]
+
+    def _shrink(self, error: _TooLargeError) -> None:
+        """Halves the size that was too large, and with it all others."""
+        devices, there = self._layout.pieces, resident.device_memory()
+        if error.size <= devices:
+            needed, found = "enough for one spot", f"less ({error.said})"
+            if error.needed:
+                needed = f"{error.needed / 2**30:.2f} GiB"
+                found = f"{there / 2**30:.2f} GiB, of which {_USABLE:.0%} can be used"
+            raise errors.ResourceError(
+                "one spot at a time is too much for the device's memory",
+                expected=needed,
+                found=found,
+                fix="Draw fewer samples of a spot, or take a device of more memory",
+            )
+        self.sizes = _sizes(devices * max(1, error.size // devices // 2), devices)
+        self._programs = {k: one for k, one in self._programs.items() if k[0] in self.sizes}
+        _log.warning(
+            "out of memory at %d spots at a time, going on with %d", error.size, self.sizes[0]
+        )
+
+
+def _sizes(spots: int, devices: int) -> tuple[int, ...]:
+    sizes = {devices * math.ceil(spots / (part * devices)) for part in BUCKETS}
+    return tuple(sorted(sizes, reverse=True))
+
+
+def _within_memory(size: int, function: Callable[..., Any], *given: Any) -> Any:
+    """Returns what a function does with a portion, and tells what memory does not hold apart."""
+    try:
+        return function(*given)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).strip().splitlines()[0][:_LONGEST_SAID]
+    # Without that error, whose traceback holds the arrays that are too many.
+    raise _TooLargeError(size, said=said)
+
+
+def _memory_bytes(program: jax.stages.Compiled) -> int:
+    """Bytes that a program needs on each device while it runs, arguments included."""
+    found = program.memory_analysis()
+    if found is None:
+        return 0
+    written = found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.argument_size_in_bytes + written + found.temp_size_in_bytes
 
 
 def make_predictor(

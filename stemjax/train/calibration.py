@@ -9,6 +9,7 @@ weights, as its card does: in a bundle or a workdir, as ``calibration.json``::
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from jaxtyping import Float, Int
 
 from stemjax import errors
 from stemjax.data import integrity, transforms
+from stemjax.foreign import json_text
 
 FORMAT = 1
 FILE = "calibration.json"
@@ -139,7 +141,7 @@ class Calibration:
                 held_out=_shares(values["held_out"]),
                 held_out_by=str(values["held_out_by"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise errors.CalibrationError(
                 "a stored calibration is incomplete",
                 found=f"{type(error).__name__}: {error}",
@@ -200,13 +202,20 @@ def read(path: pathlib.Path) -> tuple[Calibration, ...]:
         return ()
     fix = f"delete {path.name} there and calibrate again"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_text.parse(path.read_text(encoding="utf-8"))
         found, stored = values["format"], values["calibrations"]
+        # Files of before there were digests have none.
+        if (digest := values.get("sha256", _digest(stored))) != _digest(stored):
+            raise errors.CalibrationError(
+                "it is damaged",
+                expected=f"calibrations of sha256 {str(digest)[:12]}...",
+                found=f"{_digest(stored)[:12]}...",
+            )
         if found == FORMAT:
             return tuple(map(Calibration.from_json, stored))
     except errors.CalibrationError as error:
         raise errors.CalibrationError(
-            f"{path}: {error.what}", found=error.found, fix=fix
+            f"{path}: {error.what}", expected=error.expected, found=error.found, fix=fix
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.CalibrationError(
@@ -222,8 +231,15 @@ def read(path: pathlib.Path) -> tuple[Calibration, ...]:
 
 def write(calibrations: Iterable[Calibration], path: pathlib.Path) -> None:
     """Writes a file of calibrations, whole or not at all."""
-    values = {"format": FORMAT, "calibrations": [one.to_json() for one in calibrations]}
+    stored = [one.to_json() for one in calibrations]
+    values = {"format": FORMAT, "sha256": _digest(stored), "calibrations": stored}
     integrity.write_text(path, json.dumps(values, allow_nan=False) + "\n")
+
+
+def _digest(stored: Any) -> str:
+    """SHA-256 of calibrations, the same before they are written and after they are read."""
+    text = json.dumps(stored, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def replace(calibrations: Sequence[Calibration], new: Calibration) -> tuple[Calibration, ...]:

@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from stemjax import config, errors, tasks
-from stemjax.data import embeddings, space
+from stemjax.data import embeddings, space, splits
 from stemjax.models import attention
 
 FORMAT = 1
@@ -43,7 +43,7 @@ class Card:
         """Returns plain values."""
         values = {
             "format": FORMAT,
-            "experiment": config.as_json(self.experiment),
+            "experiment": config.portable(self.experiment),
             "space": self.space.to_json(),
             "contract": self.contract.to_json(),
             "split": self.split,
@@ -61,6 +61,10 @@ class Card:
         Raises:
           CheckpointError: another format, or a part is missing.
         """
+        if not isinstance(values, dict):
+            raise errors.CheckpointError(
+                "checkpoint card", expected="an object", found=type(values).__name__
+            )
         if values.get("format") != FORMAT:
             raise errors.CheckpointError(
                 "checkpoint format",
@@ -73,9 +77,9 @@ class Card:
                 experiment=config.resolve(values["experiment"]),
                 space=space.Space.from_json(values["space"]),
                 contract=embeddings.EncoderContract.from_json(values["contract"]),
-                split=values["split"],
-                panel=values["panel"],
-                versions=values["versions"],
+                split=_split(_object(values, "split")),
+                panel=_object(values, "panel"),
+                versions=_object(values, "versions"),
                 patch_um=_range(values.get("patch_um")),
                 start=_start(values.get("start")),
             )
@@ -99,6 +103,28 @@ class Card:
     def _make_task(self, experiment: config.Experiment) -> tasks.AnyTask:
         genes, condition = len(self.space.genes), self.contract.width
         return config.make_task(experiment, genes=genes, condition=condition)
+
+
+def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(values[name], dict):
+        raise errors.CheckpointError(
+            f"checkpoint card: {name}", expected="an object", found=type(values[name]).__name__
+        )
+    return values[name]
+
+
+def _split(found: dict[str, Any]) -> dict[str, Any]:
+    for role in splits.ROLES:
+        slides = found.get(role)
+        if not isinstance(slides, list) or not all(isinstance(one, str) for one in slides):
+            raise errors.CheckpointError(
+                f"checkpoint card: split.{role}", expected="slides", found=repr(slides)[:80]
+            )
+    if not isinstance(found.get("kind"), str):
+        raise errors.CheckpointError(
+            "checkpoint card: split.kind", expected="text", found=repr(found.get("kind"))[:80]
+        )
+    return found
 
 
 def _range(found: Any) -> tuple[float, float] | None:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stemjax import config, mesh
-from stemjax.data import pipeline, resident
+from stemjax import config, errors, mesh
+from stemjax.data import disk, pipeline, resident
 from stemjax.train import journal as journals
 from stemjax.train import state as states
 from stemjax.train import step as steps
@@ -70,7 +70,7 @@ def make_call(step: Step, show: Callable[[Table, Handed], Batch]) -> Call:
       step: one update.
       show: makes the batch of a step from the table and what was handed over (`pipeline.View`).
 
-    The metrics are those of the last update.
+    The metrics are those of the last update, but for ``finite``, of every one, [K].
     """
 
     def call(
@@ -81,7 +81,8 @@ def make_call(step: Step, show: Callable[[Table, Handed], Batch]) -> Call:
 
         parts = {name: jnp.swapaxes(values, 0, 1) for name, values in handed.items()}
         state, metrics = jax.lax.scan(one, state, parts)
-        return state, jax.tree.map(lambda values: values[-1], metrics)
+        finite = metrics.pop("finite")
+        return state, {**jax.tree.map(lambda values: values[-1], metrics), "finite": finite}
 
     return call
 
@@ -106,10 +107,15 @@ def compile_within(
       policy: ``none`` and ``blocks`` build that; ``auto`` builds without, and with where the first
         does not fit.
       budget_bytes: memory of a device; 0 is not known, and everything fits.
+
+    Raises:
+      ResourceError: what it needs is more than the device has (`memory_analysis`).
     """
-    if policy != "auto":
-        return build(policy == "blocks"), policy == "blocks"
     room = _USABLE * budget_bytes if budget_bytes else math.inf
+    if policy != "auto":
+        program = build(policy == "blocks")
+        _require_room(memory_bytes(program), room, budget_bytes, again=policy == "blocks")
+        return program, policy == "blocks"
     try:
         program = build(False)
         needed = memory_bytes(program)
@@ -126,12 +132,33 @@ def compile_within(
         "activations are computed again: %.1f GiB without, %.1f GiB with, of %.1f GiB",
         needed / 2**30, again / 2**30, budget_bytes / 2**30,
     )  # fmt: skip
-    if again > room:
-        _log.warning(
-            "an update needs %.1f GiB of the device's %.1f GiB: raise config.train.accumulate",
-            again / 2**30, budget_bytes / 2**30,
-        )  # fmt: skip
+    _require_room(again, room, budget_bytes, again=True)
     return program, True
+
+
+def _require_room(needed: int, room: float, budget_bytes: int, *, again: bool) -> None:
+    """Refuses a program that a device cannot run, before it is run."""
+    if needed <= room:
+        return
+    raise errors.ResourceError(
+        "an update does not fit the memory",
+        expected=f"at most {_USABLE:.0%} of a device's {disk.in_words(budget_bytes)}",
+        found=disk.in_words(needed),
+        fix="raise config.train.accumulate, lower config.train.batch"
+        + ("" if again else ", set config.train.remat=blocks")
+        + ", or split the model over more devices (config.mesh.fsdp)",
+    )
+
+
+def budget() -> int:
+    """Returns the bytes that an update may take on each device, 0 if that is not known.
+
+    Devices that a CPU plays share the machine's memory, or the container's.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return pipeline.memory_limit() // len(devices)
+    return resident.device_memory()
 
 
 class Programs:
@@ -185,21 +212,40 @@ class Programs:
           handed: what the view handed over for the steps from ``start`` on.
         """
         given = self.layout.put(stack(handed))
-        if len(handed) not in self._compiled:
-            jax.block_until_ready(state)  # what still runs belongs on the loop's clock
-            with self._journal.compiling(start):
-                self._compiled[len(handed)] = self._compile(state, given)
+        self._prepare(state, start, len(handed), given)
         done = self._compiled[len(handed)](state, self._table, given)
         if self._one_at_a_time:
             jax.block_until_ready(done)
         return done
+
+    def prepare(
+        self, state: states.TrainState, start: int, lengths: Iterable[int], handed: Handed
+    ) -> None:
+        """Compiles the calls of so many updates, before the first of them.
+
+        A compiler cannot be interrupted: later there would be updates that are not saved yet.
+
+        Args:
+          state: the state, which stays as it is.
+          start: updates done.
+          lengths: updates that calls do.
+          handed: what the view hands over for one step.
+        """
+        for length in sorted(lengths, reverse=True):
+            self._prepare(state, start, length, self.layout.put(stack([handed] * length)))
+
+    def _prepare(self, state: states.TrainState, start: int, length: int, given: Handed) -> None:
+        if length not in self._compiled:
+            jax.block_until_ready(state)  # what still runs belongs on the loop's clock
+            with self._journal.compiling(start):
+                self._compiled[length] = self._compile(state, given)
 
     def _compile(self, state: states.TrainState, given: Handed) -> jax.stages.Compiled:
         def build(remat: bool) -> jax.stages.Compiled:
             call = make_call(self._make_step(remat), self._show)
             return steps.compile_update(call, self.layout, state, self._table, given)
 
-        program, remat = compile_within(build, self._policy, resident.device_memory())
+        program, remat = compile_within(build, self._policy, budget())
         # A run's second program is like its first.
         self._policy = "blocks" if remat else "none"
         return program

@@ -1,14 +1,14 @@
-"""A run's journal: when metrics are fetched, how fast the loop is, and when it must stop."""
+"""A run's journal: when metrics are fetched, and how fast the loop is."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
-from stemjax import config, errors
+from stemjax import config
 from stemjax.train import writers
 
 
@@ -21,16 +21,10 @@ class Journal:
     Args:
       outputs: where numbers go.
       cfg: length and rhythm of the run.
-      saved: returns the newest step that was saved, or None.
     """
 
-    def __init__(
-        self,
-        outputs: Sequence[writers.Writer],
-        cfg: config.Train,
-        saved: Callable[[], int | None],
-    ) -> None:
-        self._outputs, self._cfg, self._saved = outputs, cfg, saved
+    def __init__(self, outputs: Sequence[writers.Writer], cfg: config.Train) -> None:
+        self._outputs, self._cfg = outputs, cfg
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._total, self._since = 0.0, None
         self._mark, self._mark_step = 0.0, None
@@ -63,16 +57,13 @@ class Journal:
         self._pending = (step, measured)
 
     def flush(self) -> None:
-        """Writes the metrics kept, with steps/s, spots/s and the time left.
-
-        Raises:
-          NonFiniteError: an update up to then was not finite.
-        """
+        """Writes the metrics kept, with steps/s, spots/s and the time left."""
         if self._pending is None:
             return
         (step, measured), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(dict(measured)).items()}
-        skipped = int(values.pop("skipped"))
+        if not values["skipped"]:
+            del values["skipped"]
         now = self.seconds
         rate = (step - (self._mark_step or 0)) / max(now - self._mark, 1e-9)
         self._mark, self._mark_step = now, step
@@ -80,27 +71,15 @@ class Journal:
         values["spots_per_second"] = rate * self._cfg.batch
         values["eta_seconds"] = (self._cfg.steps - step) / rate
         self.write(step, values)
-        self.require_finite(step, skipped)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Hands numbers of a step to every writer."""
         for output in self._outputs:
             output.write_scalars(step, values)
 
-    def require_finite(self, step: int, skipped: int) -> None:
-        """Stops a run whose updates are not finite.
-
-        Raises:
-          NonFiniteError: ``skipped`` is not 0.
-        """
-        if not skipped:
-            return
-        saved = self._saved()
-        raise errors.NonFiniteError(
-            f"{skipped} update(s) up to step {step} were not applied",
-            expected="a finite loss and gradient",
-            found="NaN or infinity",
-            fix=("" if saved is None else f"step {saved} is saved and whole; ")
-            + "lower config.optim.learning_rate, or look for values that are not finite in the "
-            "records",
-        )
+    def go_back(self, step: int) -> None:
+        """Lets go of everything after a step to which the run went back."""
+        self._pending = None
+        self._mark, self._mark_step = self.seconds, step
+        for output in self._outputs:
+            output.go_back(step)

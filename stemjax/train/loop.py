@@ -1,14 +1,10 @@
-"""The loop: from an experiment and its records to a checkpoint that predicts.
-
-Order of things, which resuming relies on: what a view hands over for steps k ... k + K - 1 -> K
-updates in one call -> metrics, validation and checkpoint of step k + K. Metrics are fetched when
-the next call has already been handed to the device, so that logging does not stall it.
-"""
+"""The loop: from an experiment and its records to a checkpoint that predicts."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -16,16 +12,34 @@ import jax
 import numpy as np
 import optax
 
-from stemjax import config, distributed, errors, mesh, tasks
+from stemjax import config, distributed, errors, mesh
 from stemjax.data import records
-from stemjax.eval import metrics as scores
-from stemjax.train import agreement, checkpoint, dispatch, runs, spot_inputs, writers
+from stemjax.train import (
+    agreement,
+    checkpoint,
+    dispatch,
+    lease,
+    nonfinite,
+    preemption,
+    rounds,
+    runs,
+    saving,
+    writers,
+)
 from stemjax.train import journal as journals
 from stemjax.train import material as material_lib
 from stemjax.train import origin as origins
 from stemjax.train import state as states
 from stemjax.train import step as steps
+from stemjax.train.validation import make_validate
 from stemjax.typing import Params
+
+__all__ = ["METRICS", "Result", "make_validate", "train", "train_shown"]
+
+METRICS = "metrics.jsonl"
+"""File of a workdir with the numbers of its steps."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,50 +61,6 @@ class Result:
     compile_seconds: float
 
 
-def make_validate(
-    card: checkpoint.Card,
-    task: tasks.Task,
-    table: records.Table,
-    source: records.Records,
-    rows: int | None = None,
-) -> Callable[[Params], dict[str, float]]:
-    """Returns ``validate(ema) -> {"val_mse", "val_mae", "val_pcc"}`` on the table's spots.
-
-    The prediction is the conditional mean of the original view: one evaluation a spot, or one
-    antithetic pair where no mean token is trained; a model of windows predicts each spot from the
-    others. Errors are in the transform's space, PCC is the mean over genes.
-
-    Args:
-      card: what the weights mean.
-      task: the model.
-      table: the spots, or of ``rows`` spots this process's share, which all processes predict
-        together.
-      source: records of the slides.
-      rows: spots in all; None is those of the table.
-    """
-    together = table.n if rows is None else rows
-    shared = table.n < together
-    predict = tasks.make_predictor(task, task.estimate)
-    given = spot_inputs.make_inputs(card, table, source)
-    keys = given.keys(card.experiment.seed)
-    truth = card.space.forward(table.counts, table.total)
-
-    def validate(ema: Params) -> dict[str, float]:
-        drawn = given.of_spots(predict(mesh.bring_home(ema), given.tree, keys))
-        found = card.space.values(drawn.mean(axis=0)), truth, table.mask
-        if shared:
-            found = tuple(distributed.gather_rows(part, together) for part in found)
-        values, measured, mask = found
-        pcc = scores.pcc_per_gene(values, measured, mask)
-        return {
-            "val_mse": scores.mse(values, measured, mask),
-            "val_mae": scores.mae(values, measured, mask),
-            "val_pcc": float(np.nanmean(pcc)),
-        }
-
-    return validate
-
-
 def train(
     experiment: config.Experiment,
     source: records.Records,
@@ -100,8 +70,12 @@ def train(
     layout: mesh.Layout | None = None,
     start: checkpoint.Trained | None = None,
     stop_at: int | None = None,
+    steal: bool = False,
 ) -> Result:
     """Trains until ``experiment.train.steps`` updates are done, going on where the workdir stopped.
+
+    SIGTERM and SIGINT save the state and end the run. Updates that are not finite are skipped, and
+    send the run back to its last checkpoint where they are many (`nonfinite`).
 
     Args:
       experiment: what to train.
@@ -113,20 +87,44 @@ def train(
       start: trained weights to start from, with their space; a run that goes on needs them only
         where its loss asks them (``diffusion.partner = "teacher"``).
       stop_at: leave after this many updates in all, as an interrupted run would.
+      steal: take the workdir from a job that is dead and does not look it.
 
     Raises:
       SplitError: slides held out do not fit the records or the panel.
       CheckpointMismatchError: the workdir belongs to another run, or ``start`` to another network.
+      CheckpointError: all steps of the workdir are damaged.
       ConfigError, EncoderMismatchError, GenePanelError: ``start`` does not fit, or there is none
         and the process needs one.
-      NonFiniteError: an update was not finite; the last checkpoint is from before it.
+      NonFiniteError: updates were not finite, again after going back; the last checkpoint is whole.
+      ResourceError: an update does not fit the memory, or the last state the disk.
+      WorkdirInUseError: another live job has the workdir.
       DisagreementError: a process of this run would not do the same as the first.
+      Stopped: a signal ended the run; its state is saved (`stemjax.stopping`).
     """
     workdir = pathlib.Path(workdir)
     layout = layout or mesh.make_layout(fsdp=experiment.mesh.fsdp, genes=experiment.mesh.genes)
     distributed.require_agreement(agreement.facts(experiment, source, workdir, start))
     if start is not None:
         origins.require_start(start, experiment, source)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(preemption.watched())
+        with distributed.together():
+            if distributed.is_first():
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lease.held(workdir, steal=steal, say=_log.warning))
+        return _train(experiment, source, workdir, outputs, layout, start, stop_at, stop)
+
+
+def _train(
+    experiment: config.Experiment,
+    source: records.Records,
+    workdir: pathlib.Path,
+    outputs: Sequence[writers.Writer],
+    layout: mesh.Layout,
+    start: checkpoint.Trained | None,
+    stop_at: int | None,
+    stop: preemption.Asked,
+) -> Result:
     origin = origins.find(workdir, start)
     if origin is None and experiment.diffusion.process == "consistency":
         raise errors.ConfigError(
@@ -135,25 +133,48 @@ def train(
             found="none",
             fix="stemjax train --start MODEL, a run or bundle of config.diffusion.process=edm",
         )
+    stop.check()
     material = material_lib.gather(experiment, source, layout, origin)
     optimizer = states.make_optimizer(experiment.optim, experiment.train.steps)
-    with checkpoint.Checkpoints(workdir, material.card) as checkpoints:
-        state = _start(material, optimizer, checkpoints, layout, origin)
+    with saving.Checkpoints(workdir, material.card) as checkpoints:
+
+        def begin() -> states.TrainState:
+            return _start(material, optimizer, checkpoints, layout, origin)
+
+        state = begin()
+        metrics_file = workdir / METRICS
+        last = min(experiment.train.steps, stop_at or experiment.train.steps)
+        first = int(state.step)
+        due = bool(first) and first <= last and _is_validation(experiment.train, first, last)
+        if due and distributed.is_first():
+            due = not writers.has(metrics_file, first, "val_mse")
+        due = bool(distributed.gather(np.array(due))[0])
         files: list[writers.Writer] = []
         if distributed.is_first():
             files = [
-                writers.JsonLines(workdir / "metrics.jsonl", resume_step=int(state.step)),
+                writers.JsonLines(metrics_file, resume_step=first),
                 writers.TensorBoard(workdir / "tensorboard"),
             ]
         try:
             shown = [*files, *(outputs if distributed.is_first() else ())]
-            journal = journals.Journal(shown, experiment.train, checkpoints.latest)
-            last = min(experiment.train.steps, stop_at or experiment.train.steps)
-            if int(state.step) < last and distributed.is_first():
-                runs.note(workdir, int(state.step), layout)
-            teacher = _teacher(experiment, origin) if int(state.step) < last else None
+            journal = journals.Journal(shown, experiment.train)
+            if first < last and distributed.is_first():
+                runs.note(workdir, first, layout)
+            teacher = _teacher(experiment, origin) if first < last else None
             programs = _programs(material, optimizer, layout, journal, teacher)
-            return _loop(material, programs, checkpoints, state, journal, last)
+            watch = nonfinite.Watch(experiment.train, material, workdir)
+            run = rounds.Run(
+                material=material, programs=programs, checkpoints=checkpoints, journal=journal,
+                watch=watch, stop=stop, last=last,
+            )  # fmt: skip
+            best = run.go_on(state, begin, validate_first=due)
+            return Result(
+                workdir=workdir,
+                step=max(first, last),
+                best=best,
+                seconds=journal.seconds,
+                compile_seconds=journal.compile_seconds,
+            )
         finally:
             for file in files:
                 file.close()
@@ -162,7 +183,7 @@ def train(
 def _start(
     material: material_lib.Material,
     optimizer: optax.GradientTransformation,
-    checkpoints: checkpoint.Checkpoints,
+    checkpoints: saving.Checkpoints,
     layout: mesh.Layout,
     origin: origins.Origin | None,
 ) -> states.TrainState:
@@ -228,54 +249,8 @@ def _teacher(experiment: config.Experiment, origin: origins.Origin | None) -> Pa
     return origins.require_params(origin, "the teacher of its loss")
 
 
-def _loop(
-    material: material_lib.Material,
-    programs: dispatch.Programs,
-    checkpoints: checkpoint.Checkpoints,
-    state: states.TrainState,
-    journal: journals.Journal,
-    last: int,
-) -> Result:
-    experiment = material.card.experiment
-    cfg, first = experiment.train, int(state.step)
-    best = checkpoints.best_metrics()
-    validate = None
-    if material.val is not None and cfg.validate_every:
-        validate = make_validate(
-            material.card, material.card.task, material.val, material.source, material.val_rows
-        )
-    share, shares = programs.layout.share
-    handed = material.view.batches(
-        material.schedule, first, last, process_index=share, process_count=shares
-    )
-    for start, updates in dispatch.plan_calls(first, last, dispatch.steps_per_call(cfg)):
-        state, measured = programs.run(state, start, list(itertools.islice(handed, updates)))
-        journal.flush()  # metrics of the call before, now that this one is under way
-        number = start + updates
-        if number % cfg.log_every == 0 or number == last:
-            journal.note(number, measured)
-        to_save = number % cfg.save_every == 0 or number == last
-        to_validate = validate is not None and (number % cfg.validate_every == 0 or number == last)
-        if not (to_save or to_validate):
-            continue
-        journal.flush()
-        journal.require_finite(number, int(states.skipped(state)))
-        with journal.paused():
-            if to_validate and validate is not None:
-                found = validate(state.ema)
-                journal.write(number, found)
-                if best is None or found["val_mse"] < best["val_mse"]:
-                    best = {"step": float(number), **found}
-                    checkpoints.save_best(state.ema, number, best)
-            if to_save:
-                checkpoints.save(state, number)
-    return Result(
-        workdir=checkpoints.workdir,
-        step=max(first, last),
-        best=best,
-        seconds=journal.seconds,
-        compile_seconds=journal.compile_seconds,
-    )
+def _is_validation(cfg: config.Train, step: int, last: int) -> bool:
+    return bool(cfg.validate_every) and (step % cfg.validate_every == 0 or step == last)
 
 
 def train_shown(

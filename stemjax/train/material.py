@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float
 
 from stemjax import __version__, config, distributed, errors, mesh
-from stemjax.data import folds, pipeline, records, space, splits
+from stemjax.data import corrupt, folds, pipeline, records, space, splits
 from stemjax.data.decks import Held
 from stemjax.data.hiding import Hiding
-from stemjax.data.laid import lay_windows
+from stemjax.data.laid import Laid, lay_windows
 from stemjax.data.shown import Shown
 from stemjax.names import split_names
 from stemjax.train import checkpoint
@@ -31,7 +31,8 @@ class Material:
     """Data of a run, laid out for it: what `gather` returns.
 
     ``val`` has this process's share of the ``val_rows`` validation spots
-    (`distributed.share_of`), or all of them for models that see a spot's surroundings.
+    (`distributed.share_of`), or all of them for models that see a spot's surroundings. ``laid`` are
+    the windows that a row of a batch is, where it is not a spot.
     """
 
     card: checkpoint.Card
@@ -41,6 +42,7 @@ class Material:
     val_rows: int
     source: records.Records
     shown: Shown
+    laid: Laid | None = None
 
     def rows(self) -> Iterator[Float[np.ndarray, "n g"]]:
         """The training rows' expression in the model's space, block by block."""
@@ -99,10 +101,10 @@ def gather(
     Raises:
       SplitError: slides held out that the records lack, or on which the panel was chosen, or that
         the weights to start from have seen.
+      RecordsError: records cannot be read, or with ``config.data.on_corrupt=skip`` too many.
     """
     split = choose_split(experiment, source.patients)
     _require_measured(split, source)
-    shown = choose_rows(experiment, source, split)
     seen = split.seen_by_panel(source.panel.slides)
     if seen and not experiment.data.allow_seen_panel:
         raise errors.SplitError(
@@ -114,6 +116,9 @@ def gather(
         )
     if origin is not None:
         origins.require_unseen(origin.about, split)
+    source = _readable(experiment, source, split)
+    shown = choose_rows(experiment, source, split)
+    if origin is not None:
         fitted = origin.space
     else:
         part, share = _dealt(len(split.fitted))
@@ -132,7 +137,7 @@ def gather(
         experiment=experiment,
         space=fitted,
         contract=source.contract,
-        split=describe_split(split, source, shown.hiding),
+        split={**describe_split(split, source, shown.hiding), **corrupt.about(source)},
         panel=source.panel.to_json(),
         versions={
             "stemjax": __version__,
@@ -163,7 +168,33 @@ def gather(
         val_rows=source.count(split.val),
         source=source,
         shown=shown,
+        laid=laid,
     )
+
+
+def _readable(
+    experiment: config.Experiment, source: records.Records, split: splits.Split
+) -> records.Records:
+    """Returns the records without the rows that cannot be read, where the configuration says so.
+
+    All shards of the slides in use are looked at before anything else is done. A process that finds
+    damage ends all, or all leave out the same.
+    """
+    used = {"training": split.fitted, "validation": split.val}
+    slides = [slide for of in used.values() for slide in of]
+    if experiment.data.on_corrupt == "error":
+        with distributed.together():
+            source.verify(slides)
+        return source
+    with distributed.together():
+        mine = source.damage(slides)
+    damage = corrupt.agree(distributed.gather_bytes(corrupt.pack(mine)))
+    if not damage:
+        return source.leave_out(())
+    left = corrupt.leave_out(source, damage, used=used, share=experiment.data.corrupt_share)
+    if distributed.is_first():
+        _log.warning("SKIPPED: %s", corrupt.in_words(source, damage, used=used))
+    return left
 
 
 def _require_measured(split: splits.Split, source: records.Records) -> None:

@@ -7,7 +7,6 @@ standardisation with them and fits neither anew.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from stemjax import config, errors, tasks
 from stemjax.data import records, space, splits
+from stemjax.foreign import json_text
 from stemjax.train import checkpoint
 from stemjax.typing import Params
 
@@ -53,7 +53,7 @@ def find(workdir: pathlib.Path, start: checkpoint.Trained | None) -> Origin | No
     if not path.exists():
         return None
     try:
-        card = checkpoint.Card.from_json(json.loads(path.read_text()))
+        card = checkpoint.Card.from_json(json_text.parse(path.read_text(encoding="utf-8")))
     except (ValueError, errors.StemjaxError):
         return None  # Checkpoints says what is wrong with it
     if card.start is None:

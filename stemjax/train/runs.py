@@ -16,6 +16,7 @@ import numpy as np
 
 import stemjax
 from stemjax import mesh
+from stemjax.foreign import json_text
 
 FILE = "runs.jsonl"
 
@@ -46,16 +47,16 @@ def read(workdir: pathlib.Path, *, until: int) -> tuple[dict[str, Any], ...]:
     A line that a killed process left half is passed over.
     """
     try:
-        lines = (workdir / FILE).read_text(encoding="utf-8").splitlines()
+        lines = (workdir / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return ()
     found = []
     for line in lines:
         try:
-            one = json.loads(line)
+            one = json_text.parse(line)
         except ValueError:
             continue
-        if isinstance(one, dict) and one.get("from_step", until) < until:
+        if isinstance(one, dict) and type(step := one.get("from_step")) is int and step < until:
             found.append(one)
     return tuple(found)
 

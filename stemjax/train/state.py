@@ -41,8 +41,8 @@ class TrainState:
 def make_optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
     """Returns clipping, then AdamW with warm-up, which skips updates that are not finite.
 
-    Skipped updates are counted in the state (`skipped`); the loop stops the run on the first, so
-    no checkpoint ever holds a weight that is not finite. Weight decay acts on kernels alone: biases
+    Skipped updates are counted in the state (`skipped`) and looked into by the loop (`nonfinite`).
+    Weight decay acts on kernels alone: biases
     and the table of gene names are where a gene's level lives.
 
     State and numbers are those of optax's ``apply_if_finite(chain(clip_by_global_norm, adamw))``,
@@ -122,6 +122,13 @@ def _moments(gradient: Any, adam: Any, finite: Bool[Array, ""]) -> tuple[Any, An
 def skipped(state: TrainState) -> Int[Array, ""]:
     """Returns how many updates were skipped because they were not finite."""
     return state.opt.total_notfinite
+
+
+@jax.jit
+def is_finite(state: TrainState) -> Bool[Array, ""]:
+    """Returns whether every number of a state is finite: what a checkpoint may hold."""
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
 def init_state(

@@ -64,6 +64,7 @@ def make_train_step(
             **metrics,
             "grad_norm": optax.tree.norm(grads),
             "skipped": states.skipped(new).astype(jnp.float32),
+            "finite": new.opt.last_finite.astype(jnp.float32),
         }
         return new, metrics
 

@@ -256,7 +256,12 @@ def _without_missing(
             expected="one for every spot",
             found=f"none for {named}{' and others' if len(gone) > 10 else ''}",
             fix="Embed the slide again"
-            + (', or leave these spots out: missing="drop"' if missing != "drop" else ""),
+            + (
+                ', or leave these spots out: --drop-missing (in Python missing="drop")'
+                if missing != "drop"
+                else ""
+            ),
+            case="D17",
         )
     note = f"{len(gone)} of {slide.n_spots} spots have no embedding in {file.path.name}"
     return Joined(

@@ -5,7 +5,7 @@
     coords     (n, 2)     upper left corners, level-0 pixels
     variants   (n, v, d)  flips and turns in the order of `embeddings.apply_variant`, the patch as
                           it is first; where there are several
-    attributes            stemjax_contract, stemjax_slide: JSON
+    attributes            stemjax_contract, stemjax_slide: JSON; the content's hash (`sealing`)
 
 What reads HEST's benchmark reads them.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +23,10 @@ import numpy as np
 from jaxtyping import Float
 
 from stemjax import errors
-from stemjax.data import embeddings, patches, slides
-from stemjax.data.embedding_files import hdf5, soundness
+from stemjax.data import disk, embeddings, integrity, patches, sealing, slides
+from stemjax.data.embedding_files import hdf5
 from stemjax.data.embedding_files.file import EmbeddingFile, naming, number, refused, shown
+from stemjax.data.hdf5 import soundness
 
 CONTRACT, SLIDE = "stemjax_contract", "stemjax_slide"
 
@@ -53,7 +53,7 @@ def write(
 
     Raises:
       EncoderMismatchError: they do not fit the slide or the contract, or are not finite.
-      OSError: the disk is full, the folder missing.
+      ResourceError: the disk is full.
     """
     path = pathlib.Path(path)
     expected = f"floats of shape ({slide.n_spots}, 1 to {embeddings.N_VARIANTS}, {contract.width})"
@@ -73,10 +73,12 @@ def write(
         "patch_px": side,
         "sources": dict(slide.sources),
     }
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    try:
+    with integrity.published_file(path, needed=values.nbytes) as temporary:
         # The newest form of structure has checksums: a flipped bit is an error, no wrong number.
-        with h5py.File(temporary, "x", libver="latest") as opened:
+        with (
+            disk.opened_for_hdf5(temporary) as handle,
+            h5py.File(handle, "w", libver="latest") as opened,
+        ):
             made: Any = opened
             made["embeddings"] = np.ascontiguousarray(values[:, 0])
             made["barcodes"] = np.array([[one.encode()] for one in slide.barcodes])
@@ -85,9 +87,7 @@ def write(
                 made["variants"] = values
             made.attrs[CONTRACT] = np.bytes_(json.dumps(contract.to_json()))
             made.attrs[SLIDE] = np.bytes_(json.dumps(about))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        sealing.seal(temporary)
 
 
 def is_written(
@@ -111,12 +111,12 @@ def is_written(
     with path.open("rb") as handle:
         is_hdf5 = handle.read(len(hdf5.MAGIC)) == hdf5.MAGIC
     try:
-        soundness.require_sound(path)
+        soundness.require_sound(path, errors.EncoderMismatchError)
         with naming(path), hdf5.open_file(path) as opened:
             ours = is_one(opened)
             file = read(path, opened) if ours else None
             about = _json(path, hdf5.attributes(opened), SLIDE) if ours else {}
-    except errors.EncoderMismatchError:
+    except (errors.EncoderMismatchError, errors.UnsafeFileError):
         if is_hdf5:
             return False
         file, about = None, {}
@@ -142,8 +142,16 @@ def read(path: pathlib.Path, opened: Any) -> EmbeddingFile:
     """The embeddings of an opened file that `write` wrote.
 
     Raises:
-      EncoderMismatchError: a part is missing, or they do not fit together.
+      EncoderMismatchError: it is damaged, a part is missing, or they do not fit together.
     """
+    if wrong := sealing.damage(path):
+        raise refused(
+            path,
+            "it is not as it was written",
+            expected=f"the content that its {sealing.ATTRIBUTE} is of",
+            found="; ".join(wrong[:3]),
+            fix="Copy it again, or encode the slide again",
+        )
     found = hdf5.datasets(path, opened)
     missing = [name for name in ("embeddings", "barcodes", "coords") if name not in found]
     if missing:

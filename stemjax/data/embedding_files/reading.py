@@ -6,9 +6,11 @@ import os
 import pathlib
 import zipfile
 
-from stemjax.data.embedding_files import hdf5, own, soundness
+from stemjax import errors
+from stemjax.data.embedding_files import hdf5, own
 from stemjax.data.embedding_files.file import Anchor, EmbeddingFile, naming, refused
 from stemjax.data.embedding_files.layouts import arrays, h5ad, patch_h5, stem_pt, zarr_tables
+from stemjax.data.hdf5 import soundness
 
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _KINDS = (
@@ -64,7 +66,7 @@ def _read(path: pathlib.Path, key: str | None) -> EmbeddingFile:
     with path.open("rb") as handle:
         start = handle.read(8)
     if start == hdf5.MAGIC:
-        soundness.require_sound(path)
+        soundness.require_sound(path, errors.EncoderMismatchError)
         with hdf5.open_file(path) as opened:
             if own.is_one(opened):
                 return own.read(path, opened)

@@ -24,8 +24,9 @@ import h5py
 import numpy as np
 
 from stemjax import errors
-from stemjax.data import images, slides, wsi
-from stemjax.data.layouts import anndata_table, places, visium_array
+from stemjax.data import gene_names, images, pixel_size, raw_counts, slides, wsi
+from stemjax.data.hdf5 import soundness
+from stemjax.data.layouts import anndata_table, places, reduced, visium_array
 
 HIRES = "hires"
 """The value of ``image`` that asks for the reduced image inside the file."""
@@ -38,8 +39,6 @@ SUFFIXES = (
 
 MOST_OFF = 0.05
 """How far two statements of the pixel size may be apart, as a share."""
-
-_OVERLAP = 0.7
 
 
 def list_slides(path: str | os.PathLike[str]) -> list[str]:
@@ -58,6 +57,7 @@ def read_slide(
     mpp: float | None = None,
     need_image: bool = True,
     image: str | os.PathLike[str] | None = None,
+    duplicate_genes: gene_names.Duplicates = "error",
 ) -> slides.Slide:
     """One slide: its spots under tissue.
 
@@ -72,6 +72,7 @@ def read_slide(
       need_image: whether a missing image is an error; otherwise ``image`` is then None.
       image: the file of the image, or ``hires`` for the reduced image inside the h5ad; by default
         the one beside it.
+      duplicate_genes: what becomes of genes that share a name: ``sum``, ``first`` or an ``error``.
 
     Returns:
       The slide, in the order of the h5ad. Of the hires image, ``pixel_xy`` and ``mpp`` are in its
@@ -86,7 +87,7 @@ def read_slide(
     """
     slides.require_id(slide_id)
     file = places.choose(_files(path), slide_id, path)
-    table = anndata_table.read_h5ad(file, any_layer=True)
+    table = anndata_table.read_h5ad(file, any_layer=True, duplicates=duplicate_genes)
     library, factors, metadata = _library(table, file)
     scale = places.positive(factors, "tissue_hires_scalef")
     inside, image_path = image == HIRES, None
@@ -96,8 +97,15 @@ def read_slide(
     pixel_xy, notes = table.pixel_xy, table.notes
     assert pixel_xy is not None
     if not len(pixel_xy):
-        raise errors.SlideError(f"{file.name} has no spot under tissue", fix="Leave it out")
-    _refuse_hires(file.name, pixel_xy, picture, scale, factors)
+        raise errors.SlideError(
+            f"{file.name} has no spot under tissue",
+            expected="in_tissue 1 at some of the rows of obs",
+            found="; ".join(notes) or "no rows",
+            fix="Leave the slide out, or mend obs['in_tissue']",
+            case="D11",
+        )
+    width = places.positive(factors, "spot_diameter_fullres")
+    notes += reduced.require_full(file.name, pixel_xy, picture, scale=scale, width_px=width)
     mpp, visium, how = _pixel_size(slide_id, table, factors, mpp)
     diameter_um = _diameter(file.name, factors, visium, mpp)
     if inside:
@@ -113,11 +121,12 @@ def read_slide(
     array_xy = table.array_xy
     if array_xy is None or not np.isfinite(array_xy).all():
         array_xy = pixel_xy / anndata_table.spacing(pixel_xy)
-    keep, stray = slides.inside_or_few(pixel_xy, picture)
+    keep, stray = slides.inside_or_few(pixel_xy, picture, table.barcodes.tolist())
+    counts = table.counts[np.flatnonzero(keep)]
     return slides.Slide(
         id=slide_id,
         patient=None,
-        counts=table.counts[np.flatnonzero(keep)],
+        counts=counts,
         genes=table.genes,
         barcodes=tuple(table.barcodes[keep]),
         array_xy=array_xy[keep],
@@ -126,7 +135,7 @@ def read_slide(
         mpp=mpp,
         spot_diameter_um=diameter_um,
         sources={p.name: slides.sha256(p) for p in (file, image_path) if p},
-        notes=notes + how + stray,
+        notes=notes + how + stray + raw_counts.silent_spots(counts),
         gene_ids=table.gene_ids,
         labels={name: tuple(values[keep]) for name, values in table.labels.items()},
     )
@@ -189,46 +198,12 @@ def _image_path(
             + ("which image" if found else "there is no full-resolution image"),
             expected=f"{' or '.join(names)} beside {file.name}",
             found=", ".join(p.name for p in found) or "none",
-            fix="Put it there or name it (image=)"
-            + (f"; image={HIRES!r} takes the reduced image inside the file" if library else ""),
+            fix="Put it there or name it, --image FILE (in Python image=)"
+            + (f"; --image {HIRES} (image={HIRES!r}) is the reduced one inside" if library else "")
+            + ("" if found else places.NO_IMAGE),
+            case="D13",
         )
     return None
-
-
-def _refuse_hires(
-    name: str,
-    pixel_xy: np.ndarray,
-    image: images.SlideImage | None,
-    scale: float | None,
-    factors: Mapping[str, Any],
-) -> None:
-    """Refuses positions in pixels of the hires image, which look like a corner full of spots.
-
-    They do if the spots are closer to each other than a spot is wide, which is in pixels of the
-    full-resolution image; or, where that width is unknown, if all of them are in the upper left
-    part of the image that is of the hires image's size.
-    """
-    if scale is None or scale >= 1:
-        return
-    corner = False
-    if image is not None:
-        size = scale * np.array([image.width, image.height]) + 1
-        corner = bool(((pixel_xy >= 0) & (pixel_xy <= size)).all())
-        if not corner:
-            return
-    width = places.positive(factors, "spot_diameter_fullres")
-    near = anndata_table.spacing(pixel_xy)
-    if near < _OVERLAP * width if width is not None and len(pixel_xy) > 1 else corner:
-        why = "all spots are in the upper left corner of the image" if corner else ""
-        if width is not None:
-            why += " and " if why else ""
-            why += f"spots {width:.4g} px wide are {near:.4g} px apart"
-        raise errors.SlideError(
-            f"{name}: obsm['spatial'] seems to be in pixels of the hires image",
-            expected="spot centres in pixels of the full-resolution image",
-            found=f"{why}; tissue_hires_scalef is {scale:.4g}",
-            fix="Divide it by tissue_hires_scalef: adata.obsm['spatial'] /= scalef",
-        )
 
 
 def _pixel_size(
@@ -245,8 +220,10 @@ def _pixel_size(
     if told is not None and measured is not None and not _agree(told, measured):
         raise errors.PixelSizeError(
             f"slide {slide_id}: scale factors and array give contradictory pixel sizes",
+            expected=f"sizes that differ by less than {MOST_OFF:.0%}",
             found=f"microns_per_pixel {told:g}; {measured:.4g} from spots 100 um apart",
-            fix="Say which is right, in um per pixel of the full-resolution image: mpp=",
+            fix="Say which is right, in um per pixel of the full-resolution image: --mpp (in "
+            "Python mpp=)",
         )
     if told is not None:
         return told, visium, notes
@@ -257,7 +234,7 @@ def _pixel_size(
         expected="microns_per_pixel among the scale factors; or spot_diameter_fullres there and a "
         "Visium array in obs array_row and array_col",
         found=", ".join(sorted(factors)[:8]) or "no scale factors",
-        fix="Give it in um per pixel of the full-resolution image: mpp=",
+        fix=pixel_size.ask(table.pixel_xy),
     )
 
 
@@ -303,6 +280,7 @@ def _diameter(name: str, factors: Mapping[str, Any], visium: bool, mpp: float) -
 
 def _hires(file: pathlib.Path, library: str | None) -> images.ArrayImage:
     """The reduced image inside the file, as 8-bit RGB."""
+    soundness.require_sound(file, errors.ImageError)
     try:
         with h5py.File(file) as opened:
             stored: Any = opened[f"uns/spatial/{library}/images/{HIRES}"]

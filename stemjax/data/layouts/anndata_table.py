@@ -6,6 +6,7 @@ known labels, and of ``uns["spatial"]`` all but the images, which may be larger 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Callable, Collection, Mapping
@@ -18,7 +19,9 @@ import scipy.sparse
 from jaxtyping import Float
 
 from stemjax import errors
-from stemjax.data import hiding, slides
+from stemjax.data import gene_names, hiding, raw_counts, slides
+from stemjax.data.hdf5 import soundness
+from stemjax.data.layouts import centres as centres_lib
 from stemjax.data.layouts import visium_array
 
 LABELS = (
@@ -37,6 +40,7 @@ LABELS = (
 
 _TRUE = ("1", "1.0", "True", "true")
 _IDS = "gene_ids"
+_SYMBOLS = ("gene_name", "gene_symbols", "gene_symbol", "feature_name", "symbol")
 _COLUMNS = ("in_tissue", "array_row", "array_col")
 
 
@@ -69,15 +73,21 @@ class Table:
     notes: tuple[str, ...]
 
 
-def read_h5ad(path: pathlib.Path, *, any_layer: bool = False) -> Table:
+def read_h5ad(
+    path: pathlib.Path,
+    *,
+    any_layer: bool = False,
+    duplicates: gene_names.Duplicates = "error",
+) -> Table:
     """The table in an h5ad; see `read_table`.
 
     Raises:
       SlideError: the file is damaged, lacks a part, or its counts are no raw counts.
     """
+    soundness.require_sound(path)
     try:
         with h5py.File(path) as file:
-            return read_table(file, path.name, any_layer=any_layer)
+            return read_table(file, path.name, any_layer=any_layer, duplicates=duplicates)
     except errors.StemjaxError:
         raise
     except Exception as error:  # h5py and anndata tell damage by all kinds of exceptions
@@ -91,6 +101,7 @@ def read_table(
     any_layer: bool = False,
     centres: bool = True,
     columns: Collection[str] = (),
+    duplicates: gene_names.Duplicates = "error",
 ) -> Table:
     """The table in an open group of HDF5 or zarr.
 
@@ -100,6 +111,7 @@ def read_table(
       any_layer: whether, where X holds no counts, ``layers["counts"]`` or ``raw.X`` may be them.
       centres: whether ``obsm["spatial"]`` is needed.
       columns: of obs, to be kept as they are.
+      duplicates: what becomes of genes that share a name, see `stemjax.data.gene_names.add_up`.
 
     Raises:
       SlideError: a part is missing or does not fit, or there are no raw counts.
@@ -111,21 +123,26 @@ def read_table(
     if centres:
         _require_spatial(name, group)
     obs = _frame(read, group["obs"], (*_COLUMNS, *LABELS, *columns))
-    counts, var, notes = _raw_counts(read, group, name, any_layer)
-    genes = tuple(str(gene) for gene in var.index)
-    pixel_xy = np.asarray(read(group["obsm/spatial"]), np.float64) if centres else None
-    centred = pixel_xy is None or pixel_xy.shape == (len(obs), 2)
-    if not centred or counts.shape != (len(obs), len(genes)):
-        found = f"X {counts.shape}"
-        expected = f"X ({len(obs)}, {len(genes)})"
-        if pixel_xy is not None:
-            found += f" and obsm['spatial'] {pixel_xy.shape}"
-            expected += f" and obsm['spatial'] ({len(obs)}, 2)"
+    counts, var, notes = _raw_counts(read, group, name, any_layer, obs)
+    pixel_xy = None
+    if centres:
+        pixel_xy = np.asarray(read(group["obsm/spatial"]), np.float64)
+        if pixel_xy.shape != (len(obs), 2):
+            raise centres_lib.misshapen(name, pixel_xy.shape, len(obs), len(var))
+    if counts.shape != (len(obs), len(var)):
         raise errors.SlideError(
-            f"{name}: the parts do not fit {len(obs)} spots and {len(genes)} genes",
-            expected=expected,
-            found=found,
+            f"{name}: the parts do not fit {len(obs)} spots and {len(var)} genes",
+            expected=f"counts ({len(obs)}, {len(var)})",
+            found=f"counts {counts.shape}",
+            fix="Write the file again with anndata",
         )
+    genes, ids, named = _names(var)
+    notes += named
+    if len(set(genes)) < len(genes):
+        where = f"slide {name.removesuffix('.h5ad')}"
+        summed = gene_names.add_up(counts, genes, ids, duplicates=duplicates, where=where)
+        counts, genes, ids = summed.counts, summed.genes, summed.gene_ids
+        notes += summed.notes
     if pixel_xy is not None and (np.abs(pixel_xy) >= visium_array.MOST_PX).any():
         raise errors.SlideError(
             f"{name}: obsm['spatial'] holds what are no pixels",
@@ -144,7 +161,7 @@ def read_table(
     return Table(
         counts=counts[np.flatnonzero(under)],
         genes=genes,
-        gene_ids=_gene_ids(var),
+        gene_ids=ids,
         barcodes=np.array([str(name) for name in obs.index], object)[under],
         pixel_xy=None if pixel_xy is None else pixel_xy[under],
         array_xy=array_xy,
@@ -185,22 +202,18 @@ def _frame(read: Callable[[Any], Any], group: Any, columns: Collection[str]) -> 
 def _require_spatial(name: str, group: Any) -> None:
     found = sorted(group["obsm"]) if "obsm" in group else []
     if "spatial" not in found:
-        raise errors.SlideError(
-            f"{name} has no spot coordinates",
-            expected="obsm['spatial']: spot centres in level-0 pixels, (x, y)",
-            found=f"obsm: {', '.join(found) or 'empty'}",
-            fix="Store the centres there",
-        )
+        raise centres_lib.missing(name, found, list(group["obs"]) if "obs" in group else [])
 
 
 def _raw_counts(
-    read: Callable[[Any], Any], group: Any, name: str, any_layer: bool
+    read: Callable[[Any], Any], group: Any, name: str, any_layer: bool, obs: pd.DataFrame
 ) -> tuple[scipy.sparse.csr_array, pd.DataFrame, tuple[str, ...]]:
     """Counts, the table of genes, and a note where X is not what holds them."""
     layers = sorted(group["layers"]) if "layers" in group else []
-    counts = _matrix(read(group["X"]))
-    if not _bad(counts).any():
-        return counts, _frame(read, group["var"], (_IDS,)), ()
+    columns = (_IDS, *_SYMBOLS)
+    counts, var = _matrix(read(group["X"])), _frame(read, group["var"], columns)
+    if not raw_counts.find_bad(counts.data).any():
+        return counts, var, ()
     if any_layer:
         others: dict[str, tuple[Any, str, Any]] = {}
         if "counts" in layers:
@@ -208,12 +221,33 @@ def _raw_counts(
         raw: Any = group["raw"] if "raw" in group else ()  # noqa: SIM401 (groups have no get)
         if hasattr(raw, "keys") and "X" in raw and "var" in raw:
             others["raw.X"] = (raw, "X", raw["var"])
-        for where, (parent, key, var) in others.items():
+        for where, (parent, key, its_var) in others.items():
             other = _matrix(read(parent[key]))
-            if not _bad(other).any():
+            if not raw_counts.find_bad(other.data).any():
                 note = f"counts from {where}: X holds other values"
-                return other, _frame(read, var, (_IDS,)), (note,)
-    raise _no_counts(name, counts, layers, any_layer)
+                return other, _frame(read, its_var, columns), (note,)
+    raise _no_counts(name, counts, (obs.index, var.index), layers, any_layer)
+
+
+def _names(var: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Names of the genes, their Ensembl ids (empty where none is known), and a note.
+
+    Where the table calls genes by their ids and has symbols beside them, they go by the symbols, as
+    panels do; a symbol that several genes share says less than their ids, which stay.
+    """
+    names = tuple(str(gene) for gene in var.index)
+    beside = next((column for column in _SYMBOLS if column in var), None)
+    if beside is None or gene_names.naming_of(names).kind != "ensembl":
+        return names, _gene_ids(var), ()
+    symbols = [str(symbol) for symbol in var[beside]]
+    times = collections.Counter(symbols)
+    called = tuple(
+        name if times[symbol] > 1 or gene_names.is_blank(symbol) else symbol
+        for name, symbol in zip(names, symbols, strict=True)
+    )
+    known = sum(name != other for name, other in zip(called, names, strict=True))
+    note = f"{known:,} of {len(names):,} genes go by var[{beside!r}]: their names are Ensembl ids"
+    return called, names, (note,) if known else ()
 
 
 def _gene_ids(var: pd.DataFrame) -> tuple[str, ...]:
@@ -225,37 +259,28 @@ def _gene_ids(var: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _matrix(values: Any) -> scipy.sparse.csr_array:
-    counts = scipy.sparse.csr_array(values)
-    if counts.ndim != 2 or counts.data.dtype.kind not in "iufb":
-        raise ValueError(f"X of {counts.data.dtype} and shape {counts.shape}")
+    counts = raw_counts.as_rows(values)
     counts.check_format(full_check=True)  # an index beyond the table would be read past its end
     return counts
 
 
-def _bad(counts: scipy.sparse.csr_array) -> np.ndarray:
-    values = counts.data
-    return ~np.isfinite(values) | (values != np.floor(values)) | (values < 0)
-
-
 def _no_counts(
-    name: str, counts: scipy.sparse.csr_array, layers: list[str], any_layer: bool
+    name: str,
+    counts: scipy.sparse.csr_array,
+    called: tuple[pd.Index, pd.Index],
+    layers: list[str],
+    any_layer: bool,
 ) -> errors.SlideError:
-    values, bad = counts.data, _bad(counts)
-    first = int(np.flatnonzero(bad)[0])
-    row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
+    """The error of X without raw counts; ``called`` are the names of spots and genes."""
     fix = "Store the raw counts in X"
     if any_layer:
         fix += " or in layers['counts']"
     elif "counts" in layers:
         fix += ": layers['counts'] may be them (adata.X = adata.layers['counts'])"
-    finite = values[np.isfinite(values)]
-    return errors.SlideError(
-        f"{name}: X holds {int(bad.sum()):,} values that are no counts",
-        expected="raw counts: whole numbers from 0 up",
-        found=f"{values[first]} at row {row}, column {counts.indices[first]}"
-        + (f"; the largest is {finite.max():g}" if len(finite) else ""),
-        fix=fix,
-    )
+    spots, genes = (tuple(map(str, names)) for names in called)
+    found = raw_counts.refusal(counts, where=name, slot="X", spots=spots, genes=genes, fix=fix)
+    assert found is not None
+    return found
 
 
 def _labels(obs: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import gzip
 import pathlib
 from typing import Any, cast
 
@@ -24,7 +23,9 @@ import pandas as pd
 import scipy.sparse
 
 from stemjax import errors
-from stemjax.data import gene_names
+from stemjax.data import gene_names, raw_counts
+from stemjax.data.hdf5 import soundness
+from stemjax.foreign import packed_text
 
 _NAME = "filtered_feature_bc_matrix"
 _GENES = "Gene Expression"
@@ -129,6 +130,7 @@ type _Raw = tuple[
 
 
 def _read_h5(path: pathlib.Path) -> _Raw:
+    soundness.require_sound(path)
     try:
         with h5py.File(path) as opened:
             file: Any = opened
@@ -159,16 +161,22 @@ def _read_text(folder: pathlib.Path) -> _Raw:
     paths = tuple(_text_file(folder, n) for n in ("matrix.mtx", "barcodes.tsv", "features.tsv"))
     try:
         # Matrix Market: comments, then sizes, then a line for each count: feature, barcode, count.
-        table = pd.read_csv(paths[0], sep=" ", comment="%", header=None)
+        with packed_text.open_text(paths[0], times=packed_text.LIST_TIMES) as file:
+            table = pd.read_csv(file, sep=" ", comment="%", header=None)
         n_features, n_barcodes, n_counts = (int(n) for n in table.iloc[0])
         if len(table) != n_counts + 1:
             raise ValueError(f"{len(table) - 1} of {n_counts} counts")
+        barcodes, rows = (_lines(path) for path in paths[1:])
+        if (len(rows), len(barcodes)) != (n_features, n_barcodes):  # before memory is taken
+            raise ValueError(
+                f"a matrix of {n_features} features x {n_barcodes} barcodes, but {len(rows)} "
+                f"features and {len(barcodes)} barcodes"
+            )
         feature, barcode, value = (table[column].to_numpy()[1:] for column in range(3))
         entries = (value, (barcode - 1, feature - 1))
         counts = scipy.sparse.csr_array(
             scipy.sparse.coo_array(entries, shape=(n_barcodes, n_features))
         )
-        barcodes, rows = (_lines(path) for path in paths[1:])
         features = [np.array([row.split("\t")[i] for row in rows], object) for i in range(3)]
         return _checked(counts, np.array(barcodes, object), features, paths)
     except Exception as error:  # damaged gzip, text and numbers: a kind of exception each
@@ -188,8 +196,7 @@ def _text_file(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with packed_text.open_text(path, times=packed_text.LIST_TIMES) as file:
         return file.read().splitlines()
 
 
@@ -218,20 +225,13 @@ def _require_raw(
     ids: np.ndarray,
 ) -> None:
     """Refuses what is no count, before adding up could hide it."""
-    data = counts.data
-    bad = np.ones(len(data), bool)
-    if data.dtype.kind in "iuf":
-        bad = ~np.isfinite(data) | (data != np.floor(data)) | (data < 0)
-    if not bad.any():
-        return
-    first = int(np.flatnonzero(bad)[0])
-    row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
-    raise errors.SlideError(
-        f"{path}: {int(bad.sum()):,} values are no counts",
-        expected="raw counts: whole numbers from 0 up",
-        found=f"{data[first]} (barcode {barcodes[row]}, feature {ids[counts.indices[first]]})",
-        fix="Give the raw counts, neither normalised nor log-transformed",
+    if counts.data.dtype.kind not in "iufb":
+        raise _damaged(path, ValueError(f"counts of type {counts.data.dtype}"))
+    wrong = raw_counts.refusal(
+        counts, where=str(path), spots=barcodes, genes=ids.tolist(), column="feature"
     )
+    if wrong is not None:
+        raise wrong
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> errors.SlideError:

@@ -97,4 +97,6 @@ _MARKS: dict[str, Callable[[pathlib.Path], bool]] = {
 def _contents(path: pathlib.Path) -> str:
     if path.is_file():
         return f"a file {path.suffix or 'without suffix'}"
+    if not path.is_dir():
+        return "neither a file nor a folder"
     return ", ".join(sorted(inner.name for inner in path.iterdir())[:8]) or "an empty folder"

@@ -17,7 +17,6 @@ Jaume et al., NeurIPS 2024 (arXiv 2406.16192).
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import pathlib
@@ -28,8 +27,9 @@ import numpy as np
 from jaxtyping import Float
 
 from stemjax import errors
-from stemjax.data import images, slides
-from stemjax.data.layouts import anndata_table
+from stemjax.data import gene_names, images, pixel_size, raw_counts, slides
+from stemjax.data.layouts import anndata_table, places, reduced
+from stemjax.foreign import json_text
 
 _SAME = 1.1
 """Pixel sizes that differ by less than this factor count as one."""
@@ -58,6 +58,7 @@ def read_slide(
     *,
     mpp: float | None = None,
     need_image: bool = True,
+    duplicate_genes: gene_names.Duplicates = "error",
 ) -> slides.Slide:
     """One slide: its spots under tissue.
 
@@ -71,6 +72,7 @@ def read_slide(
       slide_id: the slide, such as ``MEND145``.
       mpp: micrometres per level-0 pixel.
       need_image: whether a missing image is an error; otherwise ``image`` is then None.
+      duplicate_genes: what becomes of genes that share a name: ``sum``, ``first`` or an ``error``.
 
     Returns:
       The slide, in the order of the h5ad. Without ``array_row`` and ``array_col``, ``array_xy`` is
@@ -97,13 +99,14 @@ def read_slide(
         )
     image_path = _image_path(folder / "wsis", slide_id, need_image)
     image = images.open_image(image_path) if image_path else None
-    table = anndata_table.read_h5ad(path)
+    table = anndata_table.read_h5ad(path, duplicates=duplicate_genes)
     metadata = _read_metadata(metadata_path)
     pixel_xy, array_xy, notes = table.pixel_xy, table.array_xy, table.notes
     assert pixel_xy is not None
-    diameter_px = _diameter_px(table.libraries)
+    diameter_px = _factor(table.libraries, "spot_diameter_fullres")
     if array_xy is None:
         array_xy = pixel_xy / anndata_table.spacing(pixel_xy)
+    told = mpp or _number(metadata, "pixel_size_um_embedded")  # apart from the positions
     if mpp is None:
         mpp, how = _pixel_size(slide_id, metadata, array_xy, pixel_xy)
         notes += how
@@ -117,12 +120,20 @@ def read_slide(
             f"among the scalefactors of {path.name}",
             fix="Add it to the metadata (55 for Visium)",
         )
-    keep, stray = slides.inside_or_few(pixel_xy, image)
+    notes += reduced.require_full(
+        path.name,
+        pixel_xy,
+        image,
+        scale=_factor(table.libraries, "tissue_hires_scalef"),
+        width_px=diameter_px or (diameter / told if told else None),
+    )
+    keep, stray = slides.inside_or_few(pixel_xy, image, table.barcodes.tolist())
+    counts = table.counts[np.flatnonzero(keep)]
     paths = [p for p in (path, metadata_path, image_path) if p and p.is_file()]
     return slides.Slide(
         id=slide_id,
         patient=_patient(metadata),
-        counts=table.counts[np.flatnonzero(keep)],
+        counts=counts,
         genes=table.genes,
         barcodes=tuple(table.barcodes[keep]),
         array_xy=array_xy[keep],
@@ -131,18 +142,18 @@ def read_slide(
         mpp=mpp,
         spot_diameter_um=diameter,
         sources={p.name: slides.sha256(p) for p in paths},
-        notes=notes + stray,
+        notes=notes + stray + raw_counts.silent_spots(counts),
         gene_ids=table.gene_ids,
         labels={name: tuple(values[keep]) for name, values in table.labels.items()},
     )
 
 
-def _diameter_px(libraries: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """The spot diameter among the scale factors of the first library that has one."""
+def _factor(libraries: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
+    """A scale factor of the first library that has it."""
     for library in libraries.values():
         factors = library.get("scalefactors", {})
-        if "spot_diameter_fullres" in factors:
-            return _number(factors, "spot_diameter_fullres")
+        if name in factors:
+            return _number(factors, name)
     return None
 
 
@@ -150,7 +161,7 @@ def _read_metadata(path: pathlib.Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json_text.parse(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise errors.SlideError(
             f"metadata {path.name} is no JSON", found=str(error), fix="Copy the file again"
@@ -195,7 +206,7 @@ def _pixel_size(
             f"slide {slide_id}: the pixel size is unknown",
             expected=f"{', '.join(fields)} or inter_spot_dist in metadata/{slide_id}.json",
             found=", ".join(sorted(metadata)[:8]) or "no metadata",
-            fix="Give it in um per level-0 pixel: mpp=",
+            fix=pixel_size.ask(pixel_xy),
         )
     if not known:
         assert measured is not None
@@ -208,8 +219,9 @@ def _pixel_size(
     if len(agree) != 1:
         raise errors.PixelSizeError(
             f"slide {slide_id}: metadata give contradictory pixel sizes",
+            expected="one size, or two of which the spot pitch confirms one",
             found=told + (f"; {measured:.4g} from the spot pitch" if measured else ""),
-            fix="Say which is right, in um per level-0 pixel: mpp=",
+            fix="Say which is right, in um per level-0 pixel: --mpp (in Python mpp=)",
         )
     return agree[0], (f"pixel size {agree[0]:g} um: of {told}, it agrees with the spot pitch",)
 
@@ -223,6 +235,18 @@ def _image_path(folder: pathlib.Path, slide_id: str, needed: bool) -> pathlib.Pa
         raise errors.ImageError(
             f"there is no image of slide {slide_id}",
             expected=" or ".join(map(str, paths)),
-            fix="Copy the image there",
+            found=_beside(folder),
+            fix="Copy the image there" + places.NO_IMAGE,
+            case="D13",
         )
     return None
+
+
+def _beside(folder: pathlib.Path) -> str:
+    """The first names in the folder of images."""
+    if not folder.is_dir():
+        return f"no folder {folder.name}"
+    names = sorted(path.name for path in folder.iterdir())
+    return (
+        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+    )

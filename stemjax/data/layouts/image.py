@@ -179,6 +179,7 @@ def _pixel_size(path: pathlib.Path, given: float | None) -> tuple[float, tuple[s
         raise errors.PixelSizeError(
             f"{path.name} does not tell its pixel size",
             expected="a size in its header, as .svs, OME-TIFF and most scanners' files have",
-            fix="Give it in um per level-0 pixel: --mpp",
+            found="none",
+            fix=pixel_size.ask(),
         )
     return told.mpp, (f"pixel size {told.mpp:.4g} um from {told.source}", *told.notes)

@@ -46,5 +46,6 @@ def join(
             expected="in_tissue 1 at some of the barcodes that have counts",
             found="; ".join(notes) or "no barcodes",
             fix="Check that both files are of the same slide",
+            case="D11",
         )
     return rows, spots[rows], notes

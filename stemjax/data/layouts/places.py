@@ -6,7 +6,6 @@ called ``outs``, as 10x Genomics' programs do; then the slide has the name of th
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -14,9 +13,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from stemjax import errors
+from stemjax.foreign import json_text
 
 PICTURES = (".tif", ".tiff", ".btf", ".jpg", ".jpeg", ".png")
 """Suffixes of images, in lower case, that a slide's H&E may have beside 10x Genomics' output."""
+
+NO_IMAGE = (
+    "; with embeddings made earlier none is needed: `stemjax prepare --embeddings PATH`, or "
+    "`stemjax predict --embeddings PATH`"
+)
+"""How to do without an image: the end of what to do about one that is missing."""
 
 COARSE = (
     "tissue_hires_image",
@@ -127,7 +133,8 @@ def find_picture(
             f"slide {slide_id}: {what}",
             expected=f"one file {' '.join(suffixes)} in {' or '.join(map(str, folders))}",
             found=", ".join(path.name for path in pictures) or "none",
-            fix=fix,
+            fix=fix if pictures else fix + NO_IMAGE,
+            case="D13",
         )
     return None
 
@@ -145,7 +152,7 @@ def read_json(path: pathlib.Path, holds: str) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json_text.parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise errors.SlideError(
             f"{path} is no JSON", found=str(error), fix="Copy the file again"

@@ -9,7 +9,6 @@ whose diameter is the square root of its area. Source: OGC Simple Features, well
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import struct
 from typing import Any
@@ -20,6 +19,7 @@ from jaxtyping import Float
 
 from stemjax import errors
 from stemjax.data.layouts import parquet, visium_array
+from stemjax.foreign import json_text
 
 _POINT, _POLYGON = 1, 3
 _POINT_BYTES = 21  # byte order, kind, x, y
@@ -91,7 +91,7 @@ def read_shapes(element: pathlib.Path) -> Shapes:
 
 def _index(table: Any) -> pd.Index:
     """The index as pandas wrote it: a column, or a range."""
-    meta = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    meta = json_text.parse((table.schema.metadata or {}).get(b"pandas", b"{}"))
     columns = meta.get("index_columns", [])
     if len(columns) == 1 and isinstance(columns[0], str):
         return pd.Index(table[columns[0]].to_pandas())

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from stemjax import errors
-from stemjax.data import slides
+from stemjax.data import gene_names, pixel_size, raw_counts, slides
 from stemjax.data.layouts import (
     anndata_table,
     places,
@@ -36,6 +36,7 @@ from stemjax.data.layouts import (
     visium_array,
     zarr_image,
 )
+from stemjax.foreign import stores
 
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]+")
 _SQUARES = re.compile(r"square_(\d{3})um$")
@@ -68,6 +69,7 @@ def read_slide(
     image: str | None = None,
     table: str | None = None,
     region: str | None = None,
+    duplicate_genes: gene_names.Duplicates = "error",
 ) -> slides.Slide:
     """One slide: the spots that a table annotates, where the shapes have them.
 
@@ -84,6 +86,7 @@ def read_slide(
       image: name of the image; needed where several could be the H&E.
       table: name of the table; needed where there are several.
       region: name of the shapes; needed where the table annotates several.
+      duplicate_genes: what becomes of genes that share a name: ``sum``, ``first`` or an ``error``.
 
     Returns:
       The slide, in the order of the table. ``patient`` is None.
@@ -96,7 +99,8 @@ def read_slide(
     """
     slides.require_id(slide_id)
     store = places.choose(_stores(path), slide_id, path)
-    rows = _read_rows(store, slide_id, table, region)
+    stores.require_harmless_zarr(store)
+    rows = _read_rows(store, slide_id, table, region, duplicate_genes)
     element = store / "shapes" / rows.region
     circles = shapes.read_shapes(element)
     spots = _join(rows, circles)
@@ -118,11 +122,12 @@ def read_slide(
         raise errors.PixelSizeError(
             f"slide {slide_id}: the pixel size is unknown",
             expected="a Visium array in obs array_row and array_col, or bins of Visium HD",
-            fix="Give it in um per pixel of the image: mpp=",
+            fix=pixel_size.ask(xy),
         )
     mpp = measured if mpp is None else mpp
     assert mpp is not None
-    keep, stray = slides.inside_or_few(xy, pixels)
+    keep, stray = slides.inside_or_few(xy, pixels, rows.table.barcodes.tolist())
+    counts = rows.table.counts[np.flatnonzero(keep)]
     parts = [f"tables/{rows.name}", f"shapes/{rows.region}"]
     parts += [f"images/{picture[0]}"] if picture else []
     if size_um is None:
@@ -130,7 +135,7 @@ def read_slide(
     return slides.Slide(
         id=slide_id,
         patient=None,
-        counts=rows.table.counts[np.flatnonzero(keep)],
+        counts=counts,
         genes=rows.table.genes,
         gene_ids=rows.table.gene_ids,
         barcodes=tuple(rows.table.barcodes[keep]),
@@ -140,7 +145,7 @@ def read_slide(
         mpp=mpp,
         spot_diameter_um=size_um,
         sources={part: _digest(store / part) for part in parts},
-        notes=rows.table.notes + notes + stray,
+        notes=rows.table.notes + notes + stray + raw_counts.silent_spots(counts),
         labels={
             name: tuple(values[keep])
             for name, values in rows.table.labels.items()
@@ -196,7 +201,13 @@ def _one(names: Sequence[str], given: str | None, what: str, slide_id: str) -> s
     )
 
 
-def _read_rows(store: pathlib.Path, slide_id: str, table: str | None, region: str | None) -> _Rows:
+def _read_rows(
+    store: pathlib.Path,
+    slide_id: str,
+    table: str | None,
+    region: str | None,
+    duplicates: gene_names.Duplicates,
+) -> _Rows:
     import zarr
 
     name = _one(_elements(store, "tables"), table, "table", slide_id)
@@ -209,7 +220,12 @@ def _read_rows(store: pathlib.Path, slide_id: str, table: str | None, region: st
         regions = [told] if isinstance(told, str) else [str(one) for one in told]
         chosen = _one(regions, region, "region", slide_id)
         read = anndata_table.read_table(
-            group, where, any_layer=True, centres=False, columns=(region_key, instance_key)
+            group,
+            where,
+            any_layer=True,
+            centres=False,
+            columns=(region_key, instance_key),
+            duplicates=duplicates,
         )
         if missing := [key for key in (region_key, instance_key) if key not in read.obs]:
             raise errors.SlideError(
@@ -282,7 +298,9 @@ def _open_image(
             f"slide {slide_id}: there is no image of full resolution",
             expected=f"images/{region}_full_image",
             found=", ".join(names) or "no images",
-            fix="Write the store with it (fullres_image_file=), or name a coarse one: image=",
+            fix="Write the store with it (fullres_image_file=), or name a coarse one: --image NAME "
+            "(in Python image=)" + places.NO_IMAGE,
+            case="D13",
         )
     name = _one(names if given is not None else full, given, "image", slide_id)
     return name, zarr_image.ZarrImage(store / "images" / name, f"{store.name}/images/{name}")

@@ -14,7 +14,6 @@ known distance. Source: Andersson et al., Nature Communications 12, 6012 (2021).
 
 from __future__ import annotations
 
-import gzip
 import os
 import pathlib
 import re
@@ -26,8 +25,9 @@ import scipy.sparse
 from jaxtyping import Float
 
 from stemjax import errors
-from stemjax.data import images, slides
-from stemjax.data.layouts import st_labels
+from stemjax.data import gene_names, images, raw_counts, slides
+from stemjax.data.layouts import places, reduced, st_labels
+from stemjax.foreign import packed_text
 
 SPOT_PITCH_UM = 200.0
 """Distance between the centres of neighbouring spots of the array."""
@@ -63,6 +63,7 @@ def read_slide(
     *,
     mpp: float | None = None,
     need_image: bool = True,
+    duplicate_genes: gene_names.Duplicates = "error",
 ) -> slides.Slide:
     """One section: the spots that have counts and a position under tissue.
 
@@ -71,6 +72,7 @@ def read_slide(
       slide_id: the section, such as ``B1``.
       mpp: micrometres per level-0 pixel; by default from the spot pitch of 200 um.
       need_image: whether a missing image is an error; otherwise ``image`` is then None.
+      duplicate_genes: what becomes of columns that share a name: ``sum``, ``first``, ``error``.
 
     Returns:
       The slide; rows in the order of the counts file, ``array_xy`` the integer array coordinates.
@@ -91,7 +93,12 @@ def read_slide(
     image = images.open_image(image_path) if image_path else None
 
     spots, genes, values = _read_counts(counts_path)
+    counts = scipy.sparse.csr_array(values)
     positions, xy, notes = _read_positions(spots_path)
+    if len(set(genes)) < len(genes):
+        where = f"slide {slide_id}"
+        columns = gene_names.add_up(counts, genes, duplicates=duplicate_genes, where=where)
+        counts, genes, notes = columns.counts, columns.genes, columns.notes + notes
     rows = np.array([i for i, spot in enumerate(spots) if spot in positions], int)
     if not len(rows):
         raise errors.SlideError(
@@ -99,21 +106,32 @@ def read_slide(
             expected=f"spots such as {', '.join(list(positions)[:3])}",
             found=", ".join(spots[:3]) or "no spots",
             fix="Check that both files are of the same section",
+            case="D11",
         )
     notes += slides.left_out(len(spots) - len(rows), "with counts but no position")
     notes += slides.left_out(len(positions) - len(rows), "with a position but no counts")
     xy = xy[[positions[spots[i]] for i in rows]]
     array_xy, pixel_xy = xy[:, :2], xy[:, 2:]
+    notes += reduced.require_full(
+        spots_path.name,
+        pixel_xy,
+        image,
+        width_px=SPOT_DIAMETER_UM / mpp if mpp else None,
+        fix="pixel_x and pixel_y",
+    )
     if mpp is None:
-        mpp = slides.pixel_size_from_pitch(array_xy, pixel_xy, SPOT_PITCH_UM)
-    keep, stray = slides.inside_or_few(pixel_xy, image)
+        mpp = slides.pixel_size_from_pitch(
+            array_xy, pixel_xy, SPOT_PITCH_UM, where=f"section {slide_id}"
+        )
+    keep, stray = slides.inside_or_few(pixel_xy, image, [spots[i] for i in rows])
+    counts = counts[rows[keep]]
     barcodes = tuple(spots[i] for i in rows[keep])
     labelled = st_labels.read_labels(folder, slide_id, barcodes)
     paths = [path for path in (counts_path, spots_path, image_path, *labelled.paths) if path]
     return slides.Slide(
         id=slide_id,
         patient=patient,
-        counts=scipy.sparse.csr_array(values[rows[keep]]),
+        counts=counts,
         genes=genes,
         barcodes=barcodes,
         array_xy=array_xy[keep],
@@ -122,7 +140,7 @@ def read_slide(
         mpp=mpp,
         spot_diameter_um=SPOT_DIAMETER_UM,
         sources={path.name: slides.sha256(path) for path in paths},
-        notes=notes + stray + labelled.notes,
+        notes=notes + stray + labelled.notes + raw_counts.silent_spots(counts),
         labels=labelled.labels,
     )
 
@@ -149,17 +167,18 @@ def _image_path(folder: pathlib.Path, slide_id: str, needed: bool) -> pathlib.Pa
             f"section {slide_id} has no image" if not found else f"section {slide_id}: which image",
             expected=f"one *.jpg in {folder}",
             found=", ".join(path.name for path in found) or "none",
-            fix="Copy the full-resolution image there, and nothing else",
+            fix="Copy the full-resolution image there, and nothing else"
+            + ("" if found else places.NO_IMAGE),
+            case="D13",
         )
     return None
 
 
 def _read_counts(path: pathlib.Path) -> tuple[list[str], tuple[str, ...], np.ndarray]:
     """Spots, genes and the table of counts of a file, each value a whole number from 0 up."""
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
         # The header apart: pandas would rename a gene that occurs twice, and hide it.
-        with opener(path, "rt", encoding="utf-8") as file:
+        with packed_text.open_text(path) as file:
             header = file.readline().rstrip("\r\n").split("\t")
             frame = pd.read_csv(file, sep="\t", header=None, index_col=0, low_memory=False)
     except slides.UNREADABLE as error:
@@ -177,17 +196,11 @@ def _read_counts(path: pathlib.Path) -> tuple[list[str], tuple[str, ...], np.nda
     values = frame.to_numpy()
     if not np.issubdtype(values.dtype, np.number):
         values = np.stack([_numbers(frame.iloc[:, c]) for c in range(len(genes))], axis=1)
-    bad = values < 0
-    if not np.issubdtype(values.dtype, np.integer):
-        bad |= ~np.isfinite(values) | (values != np.floor(values))
-    if bad.any():
-        row, column = (int(i[0]) for i in np.nonzero(bad))
-        raise errors.SlideError(
-            f"{path.name}: {int(bad.sum()):,} values are no counts",
-            expected="raw counts: whole numbers from 0 up",
-            found=f"{frame.iat[row, column]} (spot {spots[row]}, gene {genes[column]})",
-            fix="Give the raw counts, neither normalised nor log-transformed",
-        )
+    wrong = raw_counts.refusal(
+        scipy.sparse.csr_array(values), where=path.name, spots=spots, genes=genes
+    )
+    if wrong is not None:
+        raise wrong
     return spots, genes, values
 
 

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from stemjax import errors
-from stemjax.data import images, slides
-from stemjax.data.layouts import feature_matrix, joining, places, visium_array
+from stemjax.data import gene_names, images, pixel_size, raw_counts, slides
+from stemjax.data.layouts import feature_matrix, joining, places, reduced, visium_array
 
 FULLRES_DIAMETER_UM = 65.0
 """What ``spot_diameter_fullres`` spans: a theoretical spot, larger than the real ones of 55 um."""
@@ -57,6 +57,7 @@ def read_slide(
     *,
     mpp: float | None = None,
     need_image: bool = True,
+    duplicate_genes: gene_names.Duplicates = "sum",
 ) -> slides.Slide:
     """One slide: its spots under tissue, all genes measured.
 
@@ -65,6 +66,7 @@ def read_slide(
       slide_id: the slide.
       mpp: micrometres per level-0 pixel; by default from the spot pitch of 100 um.
       need_image: whether a missing image is an error; otherwise ``image`` is then None.
+      duplicate_genes: what becomes of genes that share a symbol: ``sum``, ``first``, ``error``.
 
     Returns:
       The slide; rows in the order of the counts, ``array_xy`` the integers (array_col, array_row).
@@ -87,7 +89,9 @@ def read_slide(
         "spatial/tissue_hires_image.png is too coarse for patches",
     )
     image = images.open_image(image_path) if image_path else None
-    matrix = feature_matrix.read_matrix(feature_matrix.find_matrix(place))
+    matrix = feature_matrix.read_matrix(
+        feature_matrix.find_matrix(place), duplicates=duplicate_genes
+    )
     positions = visium_array.read_positions(_positions_path(place))
     factors_path = place / "spatial" / "scalefactors_json.json"
     factors = places.read_json(factors_path, "tissue_hires_scalef and spot_diameter_fullres")
@@ -97,13 +101,24 @@ def read_slide(
     else:
         notes = visium_array.measure_pixels(positions)[1]
     rows, spots, left = joining.join(matrix, positions)
-    keep, stray = slides.inside_or_few(positions.pixel_xy[spots], image)
+    notes += reduced.require_full(
+        str(positions.source),
+        positions.pixel_xy,
+        image,
+        scale=places.positive(factors, "tissue_hires_scalef"),
+        width_px=places.positive(factors, "spot_diameter_fullres"),
+        fix="pxl_row_in_fullres and pxl_col_in_fullres",
+    )
+    keep, stray = slides.inside_or_few(
+        positions.pixel_xy[spots], image, [matrix.barcodes[i] for i in rows]
+    )
     rows, spots = rows[keep], spots[keep]
+    counts = matrix.counts[rows]
     maybe = (p for p in (factors_path, hires_path, image_path) if p and p.is_file())
     return slides.Slide(
         id=slide_id,
         patient=None,
-        counts=matrix.counts[rows],
+        counts=counts,
         genes=matrix.genes,
         gene_ids=matrix.gene_ids,
         barcodes=tuple(matrix.barcodes[i] for i in rows),
@@ -113,7 +128,7 @@ def read_slide(
         mpp=mpp,
         spot_diameter_um=visium_array.SPOT_DIAMETER_UM,
         sources={p.name: slides.sha256(p) for p in (*matrix.paths, positions.source, *maybe)},
-        notes=matrix.notes + notes + left + stray,
+        notes=matrix.notes + notes + left + stray + raw_counts.silent_spots(counts),
     )
 
 
@@ -199,7 +214,7 @@ def _pixel_size(
             f"slide {slide_id}: the pixel size cannot be derived from the positions of "
             f"{len(positions.barcodes)} spots",
             expected="spots of more than one row, or spot_diameter_fullres in scalefactors_json",
-            fix="Give the pixel size in um per pixel: mpp=",
+            fix=pixel_size.ask(),
         )
     mpp = FULLRES_DIAMETER_UM / diameter
     told = f"spot_diameter_fullres {diameter:g} px, which spans {FULLRES_DIAMETER_UM:g} um"

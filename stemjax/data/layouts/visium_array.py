@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -182,17 +183,19 @@ def _read_table(path: pathlib.Path) -> tuple[list[str], Float[np.ndarray, "l 5"]
                 found=", ".join(first[:8]) or "an empty file",
                 fix=_FIX,
             )
-        table = pd.read_csv(
-            path,
-            header=None,
-            names=first if named else list(COLUMNS),
-            skiprows=int(named),
-            index_col=False,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-        )
-    except slides.UNREADABLE as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of fields that it drops
+            table = pd.read_csv(
+                path,
+                header=None,
+                names=first if named else list(COLUMNS),
+                skiprows=int(named),
+                index_col=False,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+            )
+    except (*slides.UNREADABLE, pd.errors.ParserWarning) as error:
         raise errors.SlideError(
             f"{path} is damaged or no comma-separated table",
             found=f"{type(error).__name__}: {error}",

@@ -111,7 +111,9 @@ def read_slide(
     hires_path = visium.check_size(image, place, factors)
     mpp, notes = _pixel_size(slide_id, positions, factors, bin_um, mpp)
     rows, spots, left = joining.join(matrix, positions, kind="bin")
-    keep, stray = slides.inside_or_few(positions.pixel_xy[spots], image)
+    keep, stray = slides.inside_or_few(
+        positions.pixel_xy[spots], image, [matrix.barcodes[i] for i in rows]
+    )
     rows, spots = rows[keep], spots[keep]
     if (outs / "segmented_outputs").is_dir():
         notes += ("left out segmented_outputs: counts of cells, not of bins",)

@@ -11,6 +11,7 @@ import numpy as np
 
 from stemjax import errors
 from stemjax.data import images
+from stemjax.foreign import stores
 
 MAX_CHUNK_PIXELS = 64_000_000
 """Most pixels in one chunk, as in one tile of a TIFF: a read decodes whole chunks."""
@@ -35,12 +36,14 @@ class ZarrImage:
       source: what errors call it.
 
     Raises:
+      UnsafeFileError: a codec would run code, or a link leads out of the image's folder.
       ImageError: the metadata are damaged, the axes are others, the samples are no 8-bit RGB or
         grey, or the chunks have more than `MAX_CHUNK_PIXELS`.
     """
 
     def __init__(self, path: pathlib.Path, source: str) -> None:
         self._path, self.source = path, source
+        stores.require_harmless_zarr(path)
         try:
             self._levels = tuple(_open_levels(path, source))
         except errors.StemjaxError:

@@ -19,6 +19,7 @@ import scipy.spatial
 from PIL import Image
 
 from stemjax import errors
+from stemjax.data import integrity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,6 +154,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
     Raises:
       ConfigError: matplotlib cannot write this kind of file.
+      ResourceError: the disk is full.
     """
     from matplotlib.backends import backend_agg
 
@@ -165,12 +167,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
             expected="a name ending in .png, .pdf or .svg",
             found=path.suffix or "no suffix",
         )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with integrity.published_file(path) as partial:
         figure.savefig(partial, format=kind, dpi=DPI)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def legend_below(figure: Figure, entries: Sequence[tuple[str, Any]], columns: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from stemjax import __version__
 from stemjax.eval import alerts, joining, plots, scoring, slide_rows, tables
 from stemjax.eval.report import figures, inferred, page
+from stemjax.foreign import json_text
 
 if TYPE_CHECKING:
     import anndata
@@ -286,7 +286,7 @@ def _provenance(
 def _calibration(text: str) -> str:
     """The calibration's own account, in a sentence."""
     try:
-        told = json.loads(text)
+        told = json_text.parse(text)
         few, most = told["spots"]
         slides = ", ".join(map(str, told["slides"]))
     except (ValueError, KeyError, TypeError):

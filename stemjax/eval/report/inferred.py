@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import scipy.spatial
 from stemjax import errors
 from stemjax.eval import plots, recovered
 from stemjax.eval import truth as truths
+from stemjax.foreign import json_text
 
 if TYPE_CHECKING:
     import anndata
@@ -73,7 +73,7 @@ def _points(prediction: anndata.AnnData) -> int:
     """Points that are no spots, as far as the prediction says."""
     told = prediction.uns.get("stemjax", {}).get("points")
     try:
-        return int(json.loads(str(told))["points"]) if told else 0
+        return int(json_text.parse(str(told))["points"]) if told else 0
     except (ValueError, KeyError, TypeError) as error:
         raise errors.PredictionError(
             'uns["stemjax"]["points"] cannot be read', found=str(told)
@@ -83,7 +83,7 @@ def _points(prediction: anndata.AnnData) -> int:
 def hiding(text: str) -> str:
     """What was hidden of the slide, in words; the text itself where it is no such account."""
     try:
-        told = json.loads(text)
+        told = json_text.parse(text)
         how = f"squares of {told['block']:g} x {told['block']:g} spots"
         what = "single spots" if told["how"] == "spots" else how
         return f"{told['share']:.0%} of the slide, {what}, seed {told['seed']}"

@@ -18,6 +18,7 @@ import numpy as np
 
 from stemjax.data.embedding_files import file as file_lib
 from stemjax.data.embedding_files.file import COPY_AGAIN, EmbeddingFile, number, refused, shown
+from stemjax.foreign import stores
 
 DEPARTURES: Mapping[str, Mapping[str, Any]] = {
     "conch": {"projection": "proj_contrast"},
@@ -45,6 +46,7 @@ def read(path: pathlib.Path, key: str | None) -> EmbeddingFile:
     """
     import zarr
 
+    stores.require_harmless_zarr(path)
     store: Any = zarr.open_group(str(path), mode="r")
     tables = _tables(store)
     name = _choose(path, tables, key)

@@ -1,0 +1,1 @@
+"""HDF5 files of strangers: another process reads one before this one does."""
