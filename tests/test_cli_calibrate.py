@@ -13,7 +13,7 @@ import pytest
 from stemjax import cli
 from stemjax.eval import calibrate, joining
 from stemjax.export import bundle
-from stemjax.train import calibration, checkpoint
+from stemjax.train import calibration, checkpoint, saving
 from stemjax.train import material as material_lib
 
 LEVELS = ["50%", "80%", "90%", "95%"]
@@ -30,7 +30,7 @@ def made(toy_records, toy_experiment, tmp_path_factory):
     moved = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
     trained = checkpoint.Trained(params=moved, card=card, step=7, weights="best")
     bundle.write(trained, out / "bundle")
-    with checkpoint.Checkpoints(out / "run", card) as checkpoints:
+    with saving.Checkpoints(out / "run", card) as checkpoints:
         checkpoints.save_best(moved, 7, {"val_mse": 1.0})
     return out
 

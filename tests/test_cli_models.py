@@ -16,7 +16,7 @@ import pytest
 from stemjax import cli, config
 from stemjax.data import embeddings, space, transforms
 from stemjax.export import bundle
-from stemjax.train import checkpoint
+from stemjax.train import checkpoint, saving
 
 # The library uploads large files by a form of its HTTP library that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -126,7 +126,7 @@ def test_json_holds_the_same_fields(path, capsys):
 
 
 def test_a_workdir_is_told_too(tmp_path, trained, capsys):
-    with checkpoint.Checkpoints(tmp_path / "run", trained.card) as checkpoints:
+    with saving.Checkpoints(tmp_path / "run", trained.card) as checkpoints:
         checkpoints.save_best(trained.params, 70, {"val_mse": 1.5})
     code, out, _ = run(capsys, "models", "info", tmp_path / "run")
     assert code == 0

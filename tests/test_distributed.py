@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import jax
 import numpy as np
 import pytest
@@ -55,10 +57,24 @@ def test_flags_that_do_not_go_together_are_refused(monkeypatch, given, message):
         distributed.start(**given)
 
 
+class Passage:
+    """A relay to a coordinator that always answers."""
+
+    def __init__(self, host, port):
+        self.address, self.held = f"relay.of.{host}:{port}", False
+
+    def is_reached(self, seconds):
+        return True
+
+    def hold(self):
+        self.held = True
+
+
 def connected(monkeypatch, **given):
     """What JAX is told, in an environment without a cluster but for what the test sets."""
     told = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: told.update(options))
+    monkeypatch.setattr(distributed.peers, "Relay", Passage)
     distributed.start(**given)
     return told
 
@@ -67,9 +83,14 @@ def test_flags_and_ranks_of_mpi_reach_jax(monkeypatch):
     monkeypatch.setattr(distributed, "find_cluster", lambda: None)
     assert connected(monkeypatch) == {}
     told = connected(monkeypatch, coordinator="h:9", process_count=3, process_index=2)
-    assert (told["coordinator_address"], told["num_processes"], told["process_id"]) == ("h:9", 3, 2)
+    # By way of a relay: JAX aborts a process whose connection to the first one breaks.
+    assert told["coordinator_address"] == "relay.of.h:9"
+    assert (told["num_processes"], told["process_id"]) == (3, 2)
+    # The first process is the other end of it.
+    told = connected(monkeypatch, coordinator="h:9", process_count=3, process_index=0)
+    assert told["coordinator_address"] == "h:9"
     # JAX's own would let a dead process go unnoticed for 100 s.
-    assert told["heartbeat_timeout_seconds"] == 30
+    assert told["heartbeat_timeout_seconds"] == distributed.HEARTBEAT_S > 2 * peers.LIMIT_S
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "8")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "5")
     told = connected(monkeypatch, coordinator="h:9")
@@ -89,6 +110,16 @@ def test_a_connection_that_fails_says_what_to_give(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(errors.ConfigError, match="did not find each other.*nobody came.*--coord"):
         distributed.start(coordinator="h:9", process_count=2, process_index=0)
+
+
+def test_a_first_process_that_nobody_reaches_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "WAIT_S", 0)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("connected"))
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        port = held.getsockname()[1]
+        with pytest.raises(errors.ConfigError, match=f"reached at 127.0.0.1:{port}: found .*refu"):
+            distributed.start(coordinator=f"127.0.0.1:{port}", process_count=2, process_index=1)
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(12, 4), (13, 4), (15, 4), (4, 4), (3, 4), (1, 2)])

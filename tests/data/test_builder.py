@@ -106,6 +106,7 @@ def test_writing_says_nothing_and_leaves_only_the_slide(tmp_path, capfd):
         "dataset_info.json",
         "features.json",
         "metadata.json",
+        "record_sums.json",
         integrity.MANIFEST,
     }
 

@@ -11,10 +11,12 @@ import sys
 
 import pytest
 
-from stemjax.data import integrity
+from stemjax import errors
+from stemjax.data import integrity, leftovers
 
 KILLED = """
 import pathlib, sys, time
+from stemjax import errors
 from stemjax.data import integrity
 with integrity.published_folder(pathlib.Path(sys.argv[1])) as folder:
     (folder / "half").write_text("written")
@@ -40,11 +42,11 @@ def test_what_a_killed_writer_leaves_is_removed_and_a_live_one_is_left_alone(tmp
 
 
 def test_what_another_host_writes_is_left_alone_for_a_day(tmp_path, monkeypatch):
-    monkeypatch.setattr(integrity, "_host", lambda: "another0")
+    monkeypatch.setattr(leftovers, "host", lambda: "another0")
     with integrity.published_folder(tmp_path / "A1") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "half").write_text("written")
-        monkeypatch.setattr(integrity, "_host", lambda: "thishost")
+        monkeypatch.setattr(leftovers, "host", lambda: "thishost")
         # A lock that is not seen from here.
         monkeypatch.setattr(fcntl, "flock", lambda handle, operation: None)
         assert integrity.remove_stale(tmp_path) == 0
@@ -102,6 +104,6 @@ def test_a_full_disk_is_told_when_a_file_is_written_once(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "link", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(errors.ResourceError, match="panel.json could not be written: no space"):
         integrity.write_once(tmp_path / "panel.json", "text")
     assert list(tmp_path.iterdir()) == []

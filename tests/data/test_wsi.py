@@ -13,7 +13,7 @@ import tifffile
 from made_images import halved, write_ome, write_pyramid, write_svs
 
 from stemjax import errors
-from stemjax.data import images, wsi
+from stemjax.data import claims, images, wsi
 
 SIZE = (300, 470)  # rows, columns; no multiple of the tile
 BOXES = [(0, 0, 470, 300), (120, 100, 200, 150), (-30, -20, 100, 90), (400, 250, 224, 224)]
@@ -176,7 +176,7 @@ def test_a_header_with_a_document_type_is_not_parsed(tmp_path, trap):
 
 
 def test_long_and_broken_xml(monkeypatch):
-    monkeypatch.setattr(wsi, "MAX_XML_CHARACTERS", 40)
+    monkeypatch.setattr(claims, "MAX_XML_CHARACTERS", 40)
     assert wsi.parse_xml("<OME><Image/></OME>", "a").tag == "OME"
     assert wsi.parse_xml("<OME><Image></OME>", "a") is None
     assert wsi.parse_xml("no xml", "a") is None

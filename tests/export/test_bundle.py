@@ -15,7 +15,7 @@ import safetensors.numpy
 from stemjax import config, errors
 from stemjax.data import embeddings, integrity, space, transforms
 from stemjax.export import bundle, published
-from stemjax.train import calibration, checkpoint
+from stemjax.train import calibration, checkpoint, saving
 
 FILES = ["README.md", "SHA256SUMS.json", "bundle.json", "genes.txt", "golden.safetensors"]
 FILES += ["model.safetensors"]
@@ -266,7 +266,7 @@ def test_nothing_half_written_stays(tmp_path, trained, monkeypatch, where, older
         raise OSError(28, "No space left on device")
 
     module, name = {
-        "weights": (bundle.safetensors.numpy, "save_file"),
+        "weights": (safetensors.numpy, "save_file"),
         "description": (integrity, "write_text"),
         "manifest": (integrity, "write_manifest"),
     }[where]
@@ -295,7 +295,7 @@ def test_a_model_opens_from_a_bundle_and_from_a_workdir(tmp_path, path, trained)
     assert bundle.is_bundle(path)
     assert_same(bundle.open_model(path), trained)
     assert_same(bundle.open_model(str(path), weights="last"), trained)  # it has one set
-    with checkpoint.Checkpoints(tmp_path / "run", trained.card) as checkpoints:
+    with saving.Checkpoints(tmp_path / "run", trained.card) as checkpoints:
         checkpoints.save_best(trained.params, trained.step, {"val_mse": 1.0})
     assert not bundle.is_bundle(tmp_path / "run")
     assert_same(bundle.open_model(tmp_path / "run"), trained)
@@ -385,7 +385,7 @@ def test_calibrations_of_other_weights_and_genes_are_refused(path, trained):
 
 def test_a_workdir_keeps_the_calibrations_of_each_of_its_weights(tmp_path, trained):
     run, last = tmp_path / "run", dataclasses.replace(trained, weights="last", step=9)
-    with checkpoint.Checkpoints(run, trained.card) as checkpoints:
+    with saving.Checkpoints(run, trained.card) as checkpoints:
         checkpoints.save_best(trained.params, trained.step, {"val_mse": 1.0})
     assert bundle.open_model(run).calibrations == ()
     for model, mode in ((trained, "mean"), (last, "mean"), (trained, "draws")):

@@ -28,7 +28,7 @@ from stemjax.export import bundle, published, torch_edm
 from stemjax.train import calibration, checkpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
-FILES = ["config.json", "model.safetensors", "stem_edm.py"]
+FILES = ["SHA256SUMS.json", "config.json", "model.safetensors", "stem_edm.py"]
 
 
 def module_at(path, name):

@@ -6,7 +6,7 @@ import made_prediction
 import numpy as np
 import pytest
 
-from stemjax import errors
+from stemjax import errors, names
 from stemjax.integrations import prediction as predictions
 
 
@@ -112,7 +112,7 @@ def test_unknown_and_repeated_genes_are_named():
 
 def test_file_names_are_safe_and_different_also_where_case_does_not_count():
     given = ["HLA-A", "HLA/A", "hla_a", "../x", "..", "HLA_A_2", "a" * 200]
-    found = predictions.file_names(given, ".png")
+    found = names.file_names(given, ".png")
     assert len({name.lower() for name in found}) == len(given)
     assert all("/" not in name and not name.startswith(".") for name in found)
     assert found[0] == "HLA-A.png"

@@ -126,6 +126,8 @@ def test_a_file_that_makes_no_sense_is_named(tmp_path, change, words):
     path = tmp_path / "calibration.json"
     calibration.write([make()], path)
     values = json.loads(path.read_text())
+    del values["sha256"]  # as files of before there were digests
+    assert len(read_of(path, values)) == 1
     change(values)
     path.write_text(json.dumps(values))
     with pytest.raises(errors.CalibrationError) as caught:
@@ -135,6 +137,29 @@ def test_a_file_that_makes_no_sense_is_named(tmp_path, change, words):
     path.write_bytes(b"\xff{")
     with pytest.raises(errors.CalibrationError, match="cannot be read"):
         calibration.read(path)
+
+
+def read_of(path, values):
+    path.write_text(json.dumps(values))
+    return calibration.read(path)
+
+
+def test_no_flipped_bit_changes_a_calibration_without_a_word(tmp_path):
+    path = tmp_path / "calibration.json"
+    calibration.write([make()], path)
+    whole, expected = path.read_bytes(), make().to_json()
+    named = 0
+    for place in range(len(whole)):
+        raw = bytearray(whole)
+        raw[place] ^= 1 << place % 8
+        path.write_bytes(raw)
+        try:
+            found = calibration.read(path)
+        except errors.CalibrationError:
+            named += 1
+            continue
+        assert [one.to_json() for one in found] == [expected], place
+    assert named > 0.9 * len(whole)
 
 
 def test_a_new_one_replaces_what_it_makes_useless():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stemjax import errors, mesh
-from stemjax.train import checkpoint, loop, runs
+from stemjax.train import checkpoint, loop, runs, step_folders, validation
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_restored_weights_validate_as_they_did(workdir, toy_records):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = next(line for line in lines if line["step"] == best.step and "val_mse" in line)
     table = toy_records.load(["V1"])
-    found = loop.make_validate(best.card, best.card.task, table, toy_records)(best.params)
+    found = validation.make_validate(best.card, best.card.task, table, toy_records)(best.params)
     assert found["val_mse"] == pytest.approx(logged["val_mse"], rel=1e-6)
 
 
@@ -66,20 +66,97 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         checkpoint.load(tmp_path, weights="worst")
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove"])
-def test_a_damaged_checkpoint_is_named(workdir, tmp_path, damage):
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _flip(path, place, bit):
+    raw = bytearray(path.read_bytes())
+    raw[place % len(raw)] ^= 1 << bit
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "flip"])
+def test_damaged_best_weights_are_named_and_the_last_used(workdir, tmp_path, damage, caplog):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
-    files = [path for path in (copy / "best").rglob("*") if path.is_file() and "/d/" in str(path)]
-    assert files
-    for path in files:
-        if damage == "remove":
-            path.unlink()
-        else:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(errors.CheckpointError, match="best") as error:
-        checkpoint.load(copy)
+    path = max(_files(copy / "best"), key=lambda file: file.stat().st_size)
+    if damage == "remove":
+        path.unlink()
+    elif damage == "flip":
+        _flip(path, 40, 3)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = checkpoint.load(copy)
+    assert (found.weights, found.step) == ("last", 12)
+    assert path.name in caplog.text
+    assert "Using step 12 of checkpoints instead of best" in caplog.text
+    with pytest.raises(errors.CheckpointError, match=path.name) as error:
+        checkpoint.load(copy, weights="best")
     assert error.value.fix
+
+
+def test_a_damaged_step_gives_way_to_the_one_before(workdir, tmp_path, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    _flip(copy / "checkpoints" / "12" / "commit_success.txt", 9, 0)  # which orbax does not read
+    found = checkpoint.load(copy, weights="last")
+    assert found.step == 6
+    assert "checkpoints/12 is damaged" in caplog.text
+    # Whoever does not want to know gets what orbax makes of it.
+    assert checkpoint.load(copy, weights="last", verify=False).step == 12
+    _flip(max(_files(copy / "checkpoints" / "6"), key=lambda f: f.stat().st_size), 9, 0)
+    with pytest.raises(errors.CheckpointError, match="steps 6 are damaged too"):
+        checkpoint.load(copy, weights="last")
+
+
+def test_no_flipped_bit_of_a_step_is_read_without_a_word(workdir, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(workdir / "checkpoints" / "12", folder / "12")
+    rng = np.random.default_rng(10)
+    assert step_folders.damage(folder, 12) is None
+    for path in _files(folder):
+        whole = path.read_bytes()
+        for place, bit in zip(rng.integers(0, len(whole), 20), rng.integers(0, 8, 20)):
+            _flip(path, int(place), int(bit))
+            assert step_folders.damage(folder, 12) is not None, path
+            path.write_bytes(whole)
+        path.unlink()
+        assert step_folders.damage(folder, 12) is not None, path
+        path.write_bytes(whole)
+    assert step_folders.damage(folder, 12) is None
+
+
+def test_a_run_goes_on_from_the_newest_good_step(toy_records, toy_experiment, tmp_path, caplog):
+    layout = mesh.make_layout(jax.devices()[:1])
+    loop.train(toy_experiment, toy_records, tmp_path / "run", layout=layout)
+    good = checkpoint.load(tmp_path / "run", weights="last")
+    _flip(max(_files(tmp_path / "run/checkpoints/12"), key=lambda f: f.stat().st_size), 9, 0)
+    loop.train(toy_experiment, toy_records, tmp_path / "run", layout=layout)
+    again = checkpoint.load(tmp_path / "run", weights="last")
+    assert again.step == 12
+    chex.assert_trees_all_equal(again.params, good.params)
+    assert "using step 6" in caplog.text
+    assert (tmp_path / "run" / "damaged" / "checkpoints-12").is_dir()
+
+
+def test_arrays_of_another_shape_are_named_before_they_are_read(workdir):
+    card = checkpoint.load(workdir, weights="last").card
+    wider = dataclasses.replace(
+        card,
+        experiment=dataclasses.replace(
+            card.experiment, model=dataclasses.replace(card.experiment.model, width=32)
+        ),
+    )
+    wanted = jax.eval_shape(wider.task.init, jax.random.key(0))
+    folder = workdir / "best" / str(checkpoint.load(workdir).step) / "ema"
+    with pytest.raises(errors.CheckpointMismatchError) as error:
+        step_folders.require_same_shapes(folder, wanted)
+    assert "the model wants" in str(error.value)
+    ours = jax.eval_shape(card.task.init, jax.random.key(0))
+    step_folders.require_same_shapes(folder, ours)
+    with pytest.raises(errors.CheckpointMismatchError, match="is unknown to the model"):
+        step_folders.require_same_shapes(folder, {})
 
 
 def test_a_format_of_the_future_is_refused():

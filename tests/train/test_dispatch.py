@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from stemjax import config, mesh
+from stemjax import config, errors, mesh
 from stemjax.data import pipeline
 from stemjax.train import checkpoint, dispatch, loop
 from stemjax.train import state as states
@@ -147,7 +147,7 @@ def test_memory_decides_what_is_computed_again():
         ("auto", room, False, [False]),
         ("auto", most, True, [False, True]),
         ("auto", 0, False, [False]),
-        ("none", least, False, [False]),
+        ("none", room, False, [False]),
         ("blocks", room, True, [True]),
     ):
         program, taken = dispatch.compile_within(counted, policy, budget)
@@ -160,12 +160,18 @@ def test_memory_decides_what_is_computed_again():
     assert found.output_size_in_bytes - found.alias_size_in_bytes < 4096
 
 
-def test_what_fits_in_no_way_is_said(caplog):
+@pytest.mark.parametrize(("policy", "hint"), [("auto", False), ("blocks", False), ("none", True)])
+def test_what_fits_in_no_way_is_refused_before_it_is_run(policy, hint):
     build, _ = _sized(batch=4)
     program = build(True)
-    with caplog.at_level("WARNING", logger="stemjax"):
-        dispatch.compile_within(lambda remat: program, "auto", 1000)
-    assert "config.train.accumulate" in caplog.text
+    with pytest.raises(errors.ResourceError, match=r"config\.train\.accumulate") as error:
+        dispatch.compile_within(lambda remat: program, policy, 1000)
+    assert ("config.train.remat=blocks" in error.value.fix) == hint
+    assert "1 kB" in str(error.value)
+
+
+def test_the_memory_of_a_cpu_is_the_machines_and_shared_by_its_devices():
+    assert dispatch.budget() == pipeline.memory_limit() // 4
 
 
 def test_a_compiler_that_refuses_for_memory_is_asked_again_and_no_other_error_is_hidden():

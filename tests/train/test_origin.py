@@ -13,7 +13,7 @@ import pytest
 from stemjax import config, errors, mesh, tasks
 from stemjax.eval import predict
 from stemjax.export import bundle
-from stemjax.train import checkpoint, loop
+from stemjax.train import checkpoint, loop, saving
 from stemjax.train import step as steps
 
 
@@ -130,7 +130,7 @@ def test_a_run_begun_from_weights_needs_them_until_it_has_saved(
 ):
     about = {**base.identity, "slides": ["T1", "T2"]}
     card = dataclasses.replace(base.card, experiment=tuning, start=about)
-    with checkpoint.Checkpoints(tmp_path, card):
+    with saving.Checkpoints(tmp_path, card):
         pass  # stopped before the first checkpoint
     with pytest.raises(errors.ConfigError, match="give --start again"):
         loop.train(tuning, toy_records, tmp_path, layout=_layout())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import embedded_slide as made
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from stemjax import errors
-from stemjax.data import embedding_files, hest_bench
+from stemjax.data import embedding_files, hest_bench, sealing
 from stemjax.data.embedding_files import own
 
 SLIDE = made.make_slide()
@@ -71,16 +72,34 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(own.os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(errors.ResourceError, match="no space left"):
         embedding_files.write(path, VALUES[:, :1], SLIDE, made.CONTRACT)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def change(path: pathlib.Path, name: str, value: bytes) -> None:
+    """Says something else, as a writer with other ideas would."""
     with h5py.File(path, "a") as opened:
         opened.attrs[name] = np.bytes_(value)
+        for seal in (sealing.ATTRIBUTE, sealing.PARTS):
+            opened.attrs.pop(seal, None)
+    sealing.seal(path)
+
+
+def test_no_flipped_bit_is_read_without_a_word(tmp_path):
+    path = tmp_path / "G1.h5"
+    embedding_files.write(path, VALUES, SLIDE, made.CONTRACT)
+    assert sealing.damage(path) == []
+    whole, place = path.read_bytes(), 0
+    with h5py.File(path) as opened:
+        place = opened["variants" if "variants" in opened else "embeddings"].id.get_offset()
+    raw = bytearray(whole)
+    raw[place + 5] ^= 16
+    path.write_bytes(raw)
+    with pytest.raises(errors.EncoderMismatchError, match="not as it was written"):
+        embedding_files.read(path)
 
 
 @pytest.mark.parametrize(

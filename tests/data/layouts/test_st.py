@@ -121,7 +121,7 @@ def test_stray_spot_outside_the_image(folder):
     kept = [i for i in range(25) if i != 20]  # row 4 of the positions, which are reversed
     assert slide.barcodes == tuple(f"{x}x{y}" for x, y in np.array(SPOTS)[kept])
     np.testing.assert_array_equal(slide.counts.toarray(), counts_table()[kept])
-    assert slide.notes == ("left out 1 spot outside the image",)
+    assert slide.notes == ("left out 1 spot outside the image, of 25: 6x3",)
     change_positions(folder, lambda t: t.assign(pixel_x=t.pixel_x * 7))
     with pytest.raises(errors.ImageError, match=r"Q1: \d+ of 25 spots lie outside.*HE_scan\.jpg"):
         st.read_slide(folder, "Q1")
