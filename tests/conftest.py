@@ -8,9 +8,7 @@ import shutil
 import tempfile
 
 import jax
-import numpy as np
 import pytest
-import scipy.sparse
 
 _PROGRAMS = "STEMJAX_TEST_PROGRAMS"
 """Environment variable with the folder in which this run's processes share compiled programs."""
@@ -62,40 +60,11 @@ def key() -> jax.Array:
     return jax.random.key(20261120)
 
 
-TOY_GENES = tuple(f"TOY{number:02d}" for number in range(8))
-TOY_SPOTS = 60
-
-
-def toy_slide(name: str, seed: int, patient: str | None = None):
-    """A slide without an image, and embeddings [l 8 6] that its counts follow linearly."""
-    from stemjax.data import images, slides
-
-    embeddings = np.random.default_rng([seed, 1]).standard_normal((TOY_SPOTS, 1, 6))
-    loading = np.random.default_rng(99).standard_normal((6, len(TOY_GENES)))
-    rate = np.exp(1.5 + 0.4 * embeddings[:, 0] @ loading)
-    counts = np.random.default_rng([seed, 2]).poisson(rate).astype(np.int32)
-    grid = np.stack(np.meshgrid(np.arange(10), np.arange(6)), axis=-1).reshape(-1, 2)
-    slide = slides.Slide(
-        id=name,
-        patient=patient,
-        counts=scipy.sparse.csr_array(counts),
-        genes=TOY_GENES,
-        barcodes=tuple(f"{x}x{y}" for x, y in grid),
-        array_xy=grid.astype(np.float32),
-        pixel_xy=(300.0 + 200.0 * grid).astype(np.float32),
-        image=images.ArrayImage(np.full((1600, 2400, 3), 230, np.uint8)),
-        mpp=1.0,
-        spot_diameter_um=100.0,
-        sources={},
-    )
-    wobble = 0.1 * np.random.default_rng([seed, 3]).standard_normal((TOY_SPOTS, 8, 6))
-    wobble[:, 0] = 0
-    return slide, (embeddings + wobble).astype(np.float32)
-
-
 @pytest.fixture(scope="session")
 def toy_records(tmp_path_factory):
     """Records of slides T1, T2 (patient P), V1 and X1 (patients of their own); panel without X1."""
+    from toy_slides import TOY_GENES, toy_slide
+
     from stemjax.data import embeddings as embeddings_lib
     from stemjax.data import genes as genes_lib
     from stemjax.data import records

@@ -134,7 +134,8 @@ def test_refusals_are_one_block_with_a_code_and_write_nothing(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(f"stemjax {command[0]}: error [{code}]\n  ")
-    assert len(said.err.splitlines()) == 2
+    assert len(said.err.splitlines()) == 3
+    assert f"\n  See docs/errors/{code}.md" in said.err
     for word in words:
         assert word in said.err
     assert not list(tmp_path.iterdir())

@@ -201,3 +201,27 @@ def test_a_command_refuses_what_was_changed_and_says_what_no_verify_skips(
     assert cli.main([*asked, "--no-verify"]) == 0
     assert "--no-verify: predictions are not compared with the hashes" in capsys.readouterr().out
     assert out.exists()
+
+
+def test_calibrations_and_draws_beside_a_prediction_are_compared_too(tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    stored = [{"levels": [0.5]}]
+    values = {"format": 1, "sha256": integrity.json_digest(stored), "calibrations": stored}
+    (run / "calibration.json").write_text(json.dumps(values))
+    assert cli.main(["verify", str(run)]) == 0
+    assert "1 whole" in capsys.readouterr().out
+    (run / "calibration.json").write_text(json.dumps(values).replace("0.5", "0.7"))
+    assert cli.main(["verify", str(run)]) == 1
+    assert "calibration.json: sha256" in capsys.readouterr().out
+    prediction = tmp_path / "P.h5ad"
+    with h5py.File(prediction, "w") as file:
+        file["uns/stemjax"] = 1
+    draws = tmp_path / "P.draws.zarr"
+    draws.mkdir()
+    (draws / "zarr.json").write_text("{}")
+    integrity.write_manifest(draws)
+    assert cli.main(["verify", str(prediction)]) == 0
+    (draws / "zarr.json").write_text("[]")
+    assert cli.main(["verify", str(prediction)]) == 1
+    assert "zarr.json: sha256" in capsys.readouterr().out

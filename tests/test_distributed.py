@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from stemjax import distributed, errors
+from stemjax import distributed, errors, peers
 
 SLURM = {
     "SLURM_JOB_ID": "7",

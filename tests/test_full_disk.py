@@ -12,7 +12,7 @@ import jax
 import made_prediction
 import numpy as np
 import pytest
-from conftest import toy_slide
+from toy_slides import toy_slide
 
 import stemjax
 from stemjax import errors, tasks

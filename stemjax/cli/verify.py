@@ -135,6 +135,7 @@ def _raise_for(damaged: Sequence[artefacts.Found]) -> None:
         return
     kinds = {
         artefacts.STEP: (errors.CheckpointError, "go on from another step, or train again"),
+        artefacts.CALIBRATION: (errors.CalibrationError, "delete it and calibrate again"),
         artefacts.RECORDS: (errors.RecordsError, "run `stemjax prepare` again"),
         artefacts.PREDICTION: (errors.PredictionError, "copy it again, or predict again"),
         "draws": (errors.PredictionError, "copy the folder again, or predict again"),

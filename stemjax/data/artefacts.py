@@ -4,6 +4,7 @@
                           folders with a list of hashes (`integrity`)
     predictions, embedding files
                           HDF5 files that carry a hash of what they hold (`sealing`)
+    calibrations of a run JSON with a hash of what it holds
 
 A run's workdir, a folder of records and one of predictions are folders of these.
 """
@@ -14,15 +15,17 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 
 from stemjax import errors
 from stemjax.data import integrity, sealing
+from stemjax.foreign import json_text
 
 PREDICTION, EMBEDDINGS, OTHER_HDF5 = "prediction", "embedding file", "HDF5 file"
 BUNDLE, STEP, RECORDS = "bundle", "checkpoint step", "records of a slide"
+CALIBRATION, _CALIBRATION_FILE = "calibrations", "calibration.json"
 
 MARKS = {
     "bundle.json": BUNDLE,
@@ -114,7 +117,8 @@ def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         return
     for path in sorted(folder.iterdir()):
         if path.is_file():
-            if path.suffix in _HDF5_NAMES and not path.name.startswith("."):
+            kept = path.suffix in _HDF5_NAMES or path.name == _CALIBRATION_FILE
+            if kept and not path.name.startswith("."):
                 yield path
         elif path.is_dir() and not path.is_symlink() and _is_kept(path):
             yield from _walk(path)
@@ -137,6 +141,8 @@ def _kind_of_folder(folder: pathlib.Path) -> str | None:
 
 
 def _kind_of_file(path: pathlib.Path) -> str:
+    if path.name == _CALIBRATION_FILE:
+        return CALIBRATION
     try:
         if not h5py.is_hdf5(path):
             return "file"
@@ -174,7 +180,25 @@ def _check_folder(path: pathlib.Path) -> Found:
     )
 
 
+def _check_calibration(path: pathlib.Path) -> Found:
+    about: dict[str, Any] = {"path": path, "kind": CALIBRATION, "size": path.stat().st_size}
+    try:
+        values = json_text.parse(path.read_text(encoding="utf-8"))
+        listed, now = values.get("sha256"), integrity.json_digest(values["calibrations"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f"{path.name}: cannot be read ({type(error).__name__})"
+        return Found(**about, state="damaged", wrong=(said,), files=1)
+    if listed is None:  # an older version wrote it
+        return Found(**about, state="carries no hash")
+    if listed == now:
+        return Found(**about, state="whole", files=1)
+    said = f"{path.name}: sha256 {now[:12]}... instead of {str(listed)[:12]}..."
+    return Found(**about, state="damaged", wrong=(said,), files=1)
+
+
 def _check_file(path: pathlib.Path) -> Found:
+    if path.name == _CALIBRATION_FILE:
+        return _check_calibration(path)
     size = path.stat().st_size
     try:
         # Before anything else opens it: HDF5 crashes on some damaged files.

@@ -18,7 +18,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stemjax.data import disk, leftovers
 from stemjax.foreign import json_text
@@ -71,6 +71,12 @@ def published_file(target: pathlib.Path, *, needed: int | None = None) -> Iterat
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value of JSON, the same before it is written and after it is read."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -139,7 +139,7 @@ def load(path: str | pathlib.Path, *, verify: bool = True) -> Trained:
                 found=repr(found),
                 fix="export the model again, or use the stemjax version that wrote it",
             )
-        card = Card.from_json(description["card"])
+        card = Card.from_json(dict(description["card"]))
         genes = tuple((path / GENES).read_text(encoding="utf-8").splitlines())
         if genes != card.space.genes:
             raise errors.BundleError(

@@ -9,7 +9,6 @@ weights, as its card does: in a bundle or a workdir, as ``calibration.json``::
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -205,11 +204,12 @@ def read(path: pathlib.Path) -> tuple[Calibration, ...]:
         values = json_text.parse(path.read_text(encoding="utf-8"))
         found, stored = values["format"], values["calibrations"]
         # Files of before there were digests have none.
-        if (digest := values.get("sha256", _digest(stored))) != _digest(stored):
+        found_digest = integrity.json_digest(stored)
+        if (digest := values.get("sha256", found_digest)) != found_digest:
             raise errors.CalibrationError(
                 "it is damaged",
                 expected=f"calibrations of sha256 {str(digest)[:12]}...",
-                found=f"{_digest(stored)[:12]}...",
+                found=f"{found_digest[:12]}...",
             )
         if found == FORMAT:
             return tuple(map(Calibration.from_json, stored))
@@ -232,14 +232,8 @@ def read(path: pathlib.Path) -> tuple[Calibration, ...]:
 def write(calibrations: Iterable[Calibration], path: pathlib.Path) -> None:
     """Writes a file of calibrations, whole or not at all."""
     stored = [one.to_json() for one in calibrations]
-    values = {"format": FORMAT, "sha256": _digest(stored), "calibrations": stored}
+    values = {"format": FORMAT, "sha256": integrity.json_digest(stored), "calibrations": stored}
     integrity.write_text(path, json.dumps(values, allow_nan=False) + "\n")
-
-
-def _digest(stored: Any) -> str:
-    """SHA-256 of calibrations, the same before they are written and after they are read."""
-    text = json.dumps(stored, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def replace(calibrations: Sequence[Calibration], new: Calibration) -> tuple[Calibration, ...]:

@@ -48,7 +48,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 # Orbax logs what it raises, from a thread and with its whole way.
-logging.getLogger("absl").addFilter(_is_news)
+for _name_of_log in ("absl", "asyncio"):
+    logging.getLogger(_name_of_log).addFilter(_is_news)
 
 
 class _Hashed(ocp.path.atomicity.AtomicRenameTemporaryPath):

@@ -199,7 +199,7 @@ def test_a_manifest_is_whole_or_the_old_one(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(errors.ResourceError, match="no space left"):
         folds.write_manifest(folds.leave_one_out({"A1": "A", "C1": "C"}), path)
     assert path.read_text() == before
 

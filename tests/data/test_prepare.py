@@ -326,6 +326,6 @@ def test_a_failed_write_leaves_the_records_readable(run, encoder, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(integrity, "write_manifest", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(errors.ResourceError, match="no space left"):
         run()
     assert sorted(records.open_records(tmp_path / "out").slides) == ["A", "B"]

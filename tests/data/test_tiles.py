@@ -260,7 +260,7 @@ def test_filling_agrees_with_a_rule_for_single_points():
     ("data", "match"),
     [
         ("{", "JSONDecodeError"),
-        ("[" * 100_000, "RecursionError|JSONDecodeError"),
+        ("[" * 100_000, "nested too deep"),
         ({"type": "FeatureCollection"}, "KeyError: 'features'"),
         ({"type": "Topology"}, "geometry of type 'Topology'"),
         ([1, 2], "int instead of a feature"),

@@ -272,7 +272,7 @@ def test_nothing_half_written_stays(tmp_path, trained, monkeypatch, where, older
     }[where]
     with monkeypatch.context() as patched:
         patched.setattr(module, name, full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(errors.ResourceError, match="no space left"):
             bundle.write(make_trained(seed=1), path)
     assert os.listdir(tmp_path) == ["out"] * older
     if older:

@@ -69,7 +69,7 @@ def names_into_zarr(box):
     return convert("ome-zarr")
 
 
-@case("[SJ-S")
+@case("[SJ-U")
 def prediction_with_names_in_another_file(box):
     def change(file):
         del file["obs/_index"]
@@ -82,7 +82,7 @@ def prediction_with_names_in_another_file(box):
     return convert("qupath", "out.geojson")
 
 
-@case("[SJ-S")
+@case("[SJ-U")
 def prediction_that_claims_terabytes(box):
     def change(file):
         del file["X"]

@@ -114,7 +114,7 @@ def linked(box, how):
     return command
 
 
-@case("[SJ-S")
+@case("[SJ-U")
 def embeddings_in_another_file(box):
     def how(file):
         file["features"] = h5py.ExternalLink(str(box.secret), "/x")
@@ -122,7 +122,7 @@ def embeddings_in_another_file(box):
     return linked(box, how)
 
 
-@case("[SJ-S")
+@case("[SJ-U")
 def embeddings_stored_in_another_file(box):
     def how(file):
         where = [(str(box.secret), 0, 12 * 1024 * 4)]
@@ -131,7 +131,7 @@ def embeddings_stored_in_another_file(box):
     return linked(box, how)
 
 
-@case("[SJ-S")
+@case("[SJ-U")
 def embeddings_that_are_virtual(box):
     with h5py.File(box.root / "other.h5", "w") as other:
         other["x"] = np.zeros((12, 1024), np.float32)
@@ -153,7 +153,7 @@ def embeddings_linked_in_a_circle(box):
     return linked(box, how)
 
 
-@case("[SJ-S")
+@case("[SJ-U")
 def embeddings_that_claim_terabytes(box):
     def how(file):
         file.create_dataset("features", (12, 10**11), "<f4", chunks=(12, 10**8), compression=1)
