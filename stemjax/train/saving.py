@@ -79,6 +79,7 @@ class Checkpoints:
         self._best = step_folders.open_manager(workdir / BEST, keep=1)
         self._writing: int | None = None
         self._bytes = 0
+        self._last = False
         self._quiet = step_folders.quiet_failures()
 
     def _begin_run(self) -> None:
@@ -145,7 +146,7 @@ class Checkpoints:
         except Exception as error:
             if not disk.is_full(error) or jax.process_count() > 1:
                 raise
-            self._not_written(error)
+            self._not_written()
 
     def settle(self) -> None:
         """Waits for the save under way; a full disk is said."""
@@ -158,17 +159,19 @@ class Checkpoints:
         except Exception as error:
             if not disk.is_full(error) or jax.process_count() > 1:
                 raise
-            self._not_written(error)
+            self._not_written()
             return False
         if self._writing is not None:
             peers.saved(self._writing)
         self._writing = None
         return True
 
-    def _not_written(self, error: BaseException) -> None:
+    def _not_written(self) -> None:
         step, self._writing = self._writing, None
         step_folders.remove_partial(self.workdir / STEPS)
         self._steps.reload()
+        if self._last:
+            return
         saved = self.latest()
         whole = "nothing is saved yet" if saved is None else f"step {saved} is intact"
         path = self.workdir / STEPS / str(step)
@@ -176,7 +179,6 @@ class Checkpoints:
             path, self._bytes, fix=f"Free space, or set --config.train.keep lower; {whole}"
         )
         _log.warning("[%s] %s Training goes on; the next save tries again.", told.code, told)
-        del error
 
     def finish(self, state: states.TrainState, step: int) -> None:
         """Returns when the state of this step is committed.
@@ -184,10 +186,14 @@ class Checkpoints:
         Raises:
           ResourceError: the disk is full; older steps are intact.
         """
-        for _ in range(2):  # what was being written may have been an earlier step
-            self.save(state, step)
-            if self._settled() and self.latest() == step:
-                return
+        self._last = True  # there is no next save to try again: the error below says it all
+        try:
+            for _ in range(2):  # what was being written may have been an earlier step
+                self.save(state, step)
+                if self._settled() and self.latest() == step:
+                    return
+        finally:
+            self._last = False
         saved = self.latest()
         raise disk.full(
             self.workdir / STEPS / str(step),

@@ -172,18 +172,18 @@ def require_space(folder: pathlib.Path, path: pathlib.Path) -> None:
 @contextlib.contextmanager
 def quiet_failures() -> Iterator[None]:
     """In the block threads of a failed save, whose event loop is closed, print no traceback."""
-    usual = sys.excepthook
+    usual = sys.unraisablehook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            usual(kind, error, trace)
+    def hook(found: Any) -> None:
+        if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
+            usual(found)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
     try:
         yield
     finally:
-        if sys.excepthook is hook:
-            sys.excepthook = usual
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = usual
 
 
 def remove_partial(folder: pathlib.Path) -> None:
