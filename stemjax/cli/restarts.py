@@ -90,17 +90,21 @@ def _run(command: Sequence[str]) -> int | None:
 
     It stands in a group of processes of its own: a Ctrl-C of the terminal reaches it once.
     """
-    process = subprocess.Popen(list(command), process_group=0)  # noqa: S603 - our own command line
+    process: subprocess.Popen[bytes] | None = None
     asked: list[int] = []
 
     def hand_on(number: int, _frame: object) -> None:
         # A terminal that closes takes its programs along: the child saves first.
         number = signal.SIGTERM if number == signal.SIGHUP else number
         asked.append(number)
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
 
     with _handling(hand_on):
+        process = subprocess.Popen(list(command), process_group=0)  # noqa: S603 - our own command line
+        for number in tuple(asked):  # that came while it was being started
+            process.send_signal(number)
         code = process.wait()
     if asked and code not in exits.FINAL:
         return 128 + asked[0]  # it was ended on purpose, and before it could say so
