@@ -15,7 +15,7 @@ from refusals import command_refuses, python_refuses
 
 import stemjax as sj
 from stemjax import cli, encoders, errors
-from stemjax.data import annotated, embeddings, records
+from stemjax.data import annotated, embeddings, records, sealing
 from stemjax.data.embedding_files import own
 
 CONTRACT = embeddings.EncoderContract(
@@ -116,6 +116,9 @@ def change(path, rows=None, values=None):
             new = values(old) if name == "embeddings" and values else old
             del file[name]
             file[name] = new if rows is None else new[rows]
+        for mark in (sealing.ATTRIBUTE, sealing.PARTS):
+            file.attrs.pop(mark, None)
+    sealing.seal(path)  # as a writer that meant it
 
 
 def kept(tmp_path):

@@ -190,7 +190,7 @@ def test_what_made_a_prediction_is_read_alone(source, folder, tmp_path):
     other.write_h5ad(tmp_path / "other.h5ad")
     assert regression.read_origin(tmp_path / "other.h5ad") is None
     (tmp_path / "broken.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 40)
-    with pytest.raises(errors.PredictionError, match="broken.h5ad cannot be read"):
+    with pytest.raises(errors.PredictionError, match="broken.h5ad is damaged or incomplete"):
         regression.read_origin(tmp_path / "broken.h5ad")
 
 
@@ -201,6 +201,7 @@ def trainer(monkeypatch):
     card = lambda text: types.SimpleNamespace(experiment=text, task=None)  # noqa: E731
     monkeypatch.setattr(regression.checkpoint.Card, "from_json", card)
     monkeypatch.setattr(regression, "as_regression", lambda experiment: experiment)
+    monkeypatch.setattr(regression, "_by_names", lambda card: card.experiment)
 
     def train_shown(experiment, source, workdir, line):
         done.trained.append((experiment, workdir))
@@ -310,3 +311,18 @@ def test_without_records_or_a_model_in_every_file_there_is_no_row(
     )
     assert row not in names(ours, source=file)
     assert trainer.loaded == ["run"]
+
+
+def test_a_model_of_a_manifest_names_its_slides(toy_experiment):
+    """The manifest stays where the model was trained; who trains beside it goes by the card."""
+    data = dataclasses.replace(toy_experiment.data, test="", val="", manifest="f.csv", fold="1")
+    card = types.SimpleNamespace(
+        experiment=dataclasses.replace(toy_experiment, data=data),
+        split={"train": ["T1", "T2"], "val": ["V1"], "test": ["X1"]},
+    )
+    named = regression._by_names(card)
+    assert (named.data.manifest, named.data.fold) == ("", "")
+    assert (named.data.train, named.data.val, named.data.test) == ("T1,T2", "V1", "X1")
+    assert named.optim == toy_experiment.optim
+    plain = types.SimpleNamespace(experiment=toy_experiment, split={})
+    assert regression._by_names(plain) is toy_experiment
