@@ -11,10 +11,10 @@ import os
 import pathlib
 from typing import IO
 
-FREE_BYTES, MOST_TIMES = 64 * 2**20, 500
+FREE_BYTES, MOST_TIMES = 64 * 2**20, 200
 """A file may unpack to `FREE_BYTES`, and to `MOST_TIMES` its size beyond.
 
-Tables of HER2ST unpack to 8 to 14 times their size, one of which a 1,000th is not 0 to 350 times;
+Tables of HER2ST unpack to 8 to 14 times their size, one of which a 200th is not 0 to 120 times;
 gzip's most is 1,032.
 """
 
