@@ -150,10 +150,14 @@ _listener: Stop | None = None
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Stop]:
+def listening(*, ending: bool = False) -> Iterator[Stop]:
     """Takes SIGINT and SIGTERM in this block; outside the main thread nothing is taken.
 
     Within another such block it is that one.
+
+    Args:
+      ending: the process ends after the block. If a signal came, later ones are passed over then:
+        they would end it before it has told its exit code.
     """
     global _listener
     if _listener is not None or threading.current_thread() is not threading.main_thread():
@@ -175,7 +179,9 @@ def listening() -> Iterator[Stop]:
         stop.end()
         for number in SIGNALS:
             # A handler that was not set by Python cannot be set again by it.
-            signal.signal(number, before[number] or signal.SIG_DFL)
+            usual = before[number] or signal.SIG_DFL
+            over = ending and stop.asked is not None
+            signal.signal(number, signal.SIG_IGN if over else usual)
         signal.set_wakeup_fd(earlier)
         ours.close()
         thread.join()

@@ -124,3 +124,14 @@ def test_handlers_are_put_back():
             with pytest.raises(stopping.Stopped):
                 inner.check()
     assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+
+
+def test_where_the_process_ends_a_second_signal_does_not_end_it_first():
+    body = (
+        "try:\n    with stopping.listening(ending=True):\n        print('ready', flush=True)\n"
+        "        time.sleep(30)\n"
+        "except stopping.Stopped as stopped:\n    time.sleep(.5)\n    sys.exit(stopped.exit_code)\n"
+    )
+    code, _, _, seconds = _run(body, signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
+    assert code == 143
+    assert seconds < 10

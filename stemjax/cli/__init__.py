@@ -111,13 +111,14 @@ def _ended(args: argparse.Namespace, rest: Sequence[str]) -> tuple[int, str]:
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    options.start_processes(args)
+    processes = options.start_processes(args)
     if args.command in _COMPILE:
         from stemjax import compilation
 
         compilation.enable_cache()
-    # A run takes the signals itself, since of several processes JAX's runtime does.
-    with contextlib.nullcontext() if args.command == "train" else stopping.listening():
+    # Training as several processes leaves SIGTERM to JAX's runtime, which lets them agree on a step.
+    theirs = args.command == "train" and processes > 1
+    with contextlib.nullcontext() if theirs else stopping.listening(ending=True):
         args.run(args, rest)
     return exits.DONE
 

@@ -118,17 +118,20 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def start_processes(args: argparse.Namespace) -> None:
+def start_processes(args: argparse.Namespace) -> int:
     """Connects this process with the others of its run, if the command can have others.
+
+    Returns:
+      Processes in all.
 
     Raises:
       ConfigError: the flags do not go together, or the others cannot be reached.
     """
     if not hasattr(args, "coordinator"):
-        return
+        return 1
     from stemjax import distributed
 
-    distributed.start(
+    return distributed.start(
         coordinator=args.coordinator,
         process_count=args.process_count,
         process_index=args.process_index,
