@@ -116,7 +116,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         from stemjax import compilation
 
         compilation.enable_cache()
-    # Training as several processes leaves SIGTERM to JAX's runtime, which lets them agree on a step.
+    # Several processes that train leave SIGTERM to JAX's runtime, which lets them agree on a step.
     theirs = args.command == "train" and processes > 1
     with contextlib.nullcontext() if theirs else stopping.listening(ending=True):
         args.run(args, rest)
