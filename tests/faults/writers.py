@@ -176,6 +176,11 @@ def _again(scene: Scene, work: Work, out: pathlib.Path, *before: verdicts.Done) 
     """Gives the command again, and checks that nothing shows that it was disturbed."""
     after = functools.partial(work.digest, out)
     done = scene.run(work.argv(out), "again", after=after)
+    if done.code == 1 and "is in the way" in done.err:
+        # The kill came when the result stood already, and what stands is not written over.
+        whole = scene.call(after, "whole").extra
+        verdicts.require_same(whole, scene.art.facts[work.fact], work.place, *before, done)
+        return
     verdicts.require_done(done)
     found, wanted = done.extra, scene.art.facts[work.fact]
     if left := unfinished(out.parent):
