@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = "a tmpfs of few kB" if stage.can_mount else "RLIMIT_FSIZE, for nothing can be mounted"
         say(f"full disks are played by {how}")
         found = list(_play(_chosen(args), stage, args))
+        if args.retry:
+            found = _once_more(found, stage, args)
     counts = collections.Counter(verdict.outcome for verdict in found)
     if args.json:
         args.json.write_text(json.dumps(_report(args, found), indent=1) + "\n")
@@ -61,6 +63,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--case", type=int, metavar="NUMBER", help="play this one again, verbose")
     parser.add_argument("--numbers", metavar="N,N", help="play these")
     parser.add_argument("--jobs", type=int, default=2, metavar="N")
+    parser.add_argument(
+        "--retry",
+        action="store_true",
+        help="play lost cases once more, one at a time, and say so: timing follows the machine's "
+        "load, damage does not; a silent case is never played again",
+    )
     parser.add_argument("--list", action="store_true", help="show the kinds and their weights")
     parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write what happened")
     parser.add_argument(
@@ -101,6 +109,22 @@ def _play(
         if verdict.outcome != verdicts.SURVIVED or verbose:
             say("    " + verdict.evidence.replace("\n", "\n    "))
         yield verdict
+
+
+def _once_more(
+    found: list[playing.Verdict], stage: playing.Stage, args: argparse.Namespace
+) -> list[playing.Verdict]:
+    """Replaces lost cases by what becomes of them when nothing else runs beside."""
+    lost = [one.number for one in found if one.outcome == verdicts.LOST]
+    if not lost:
+        return found
+    say(f"once more, alone: {', '.join(map(str, lost))}")
+    alone = argparse.Namespace(**{**vars(args), "jobs": 1})
+    again = {
+        one.number: one
+        for one in _play([cases.choose(args.seed, number) for number in lost], stage, alone)
+    }
+    return [again.get(one.number, one) for one in found]
 
 
 def _report(args: argparse.Namespace, found: list[playing.Verdict]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the package is tests.faults, as `python -m tests.faults` has it
 
+from tests.faults import __main__ as program  # noqa: E402
 from tests.faults import cases, damage, digests, playing, verdicts  # noqa: E402
 
 # One of most kinds, of seed 7; those of two processes take a minute each.
@@ -170,3 +172,23 @@ def test_a_run_that_is_interrupted_again_and_again_ends_as_if_it_never_was(folde
     code, last, said = run_harness(*argv, folder=folder, module="tests.faults.interruptions")
     assert last == {"interruptions": "6", "digest": "same"}, said
     assert code == 0
+
+
+def test_lost_cases_are_played_once_more_and_silent_ones_are_not(monkeypatch):
+    def verdict(number, outcome):
+        return playing.Verdict(
+            number=number, kind="training/kill", outcome=outcome, seconds=0.0, what="", evidence=""
+        )
+
+    asked = []
+
+    def play(chosen, stage, args):
+        asked.append(([case.number for case in chosen], args.jobs))
+        return iter([verdict(2, "survived"), verdict(5, "lost")])
+
+    monkeypatch.setattr(program, "_play", play)
+    first = [verdict(1, "silent"), verdict(2, "lost"), verdict(5, "lost"), verdict(6, "survived")]
+    args = argparse.Namespace(seed=7, jobs=2)
+    found = program._once_more(first, None, args)
+    assert asked == [([2, 5], 1)]
+    assert [one.outcome for one in found] == ["silent", "survived", "lost", "survived"]
