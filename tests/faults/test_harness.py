@@ -141,7 +141,7 @@ def test_the_kinds_are_listed_from_the_root_of_the_repository():
 @pytest.mark.slow
 def test_some_cases_survive(folder, tmp_path):
     report = tmp_path / "report.json"
-    argv = ["--numbers", SMALL, "--seed", "7", "--json", str(report)]
+    argv = ["--numbers", SMALL, "--seed", "7", "--retry", "--json", str(report)]
     code, last, said = run_harness(*argv, folder=folder)
     count = len(SMALL.split(","))
     assert last == {"cases": f"{count}", "survived": f"{count}", "lost": "0", "silent": "0"}, said
