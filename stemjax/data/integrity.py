@@ -55,22 +55,15 @@ def published_file(target: pathlib.Path, *, needed: int | None = None) -> Iterat
     Raises:
       ResourceError: the disk is full.
     """
-    with disk.writing(target, needed, fix=FREE_SPACE):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        leftovers.remove_leftovers(target)
-        folder, lock = leftovers.locked_folder(target)
+    with _folder_beside(target, needed) as folder:
         made = folder / target.name
-        try:
-            yield made
-            if made.is_dir():
-                sync_folder(made)
-            else:
-                _sync(made)
-            os.replace(made, target)
-            _sync(target.parent)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+        yield made
+        if made.is_dir():
+            sync_folder(made)
+        else:
+            _sync(made)
+        os.replace(made, target)
+        _sync(target.parent)
 
 
 def json_digest(value: Any) -> str:
@@ -210,23 +203,16 @@ def published_folder(target: pathlib.Path, *, needed: int | None = None) -> Iter
     Raises:
       ResourceError: the disk is full.
     """
-    with disk.writing(target, needed, fix=FREE_SPACE):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        leftovers.remove_leftovers(target)
-        temporary, lock = leftovers.locked_folder(target)
-        try:
-            yield temporary
-            sync_folder(temporary)
-            while not _moved(temporary, target):
-                # A folder cannot replace one that is not empty in one step.
-                old = leftovers.beside(target, "old")
-                with contextlib.suppress(FileNotFoundError):  # another process moved it just now
-                    os.rename(target, old)
-                shutil.rmtree(old, ignore_errors=True)
-            _sync(target.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            os.close(lock)
+    with _folder_beside(target, needed) as temporary:
+        yield temporary
+        sync_folder(temporary)
+        while not _moved(temporary, target):
+            # A folder cannot replace one that is not empty in one step.
+            old = leftovers.beside(target, "old")
+            with contextlib.suppress(FileNotFoundError):  # another process moved it just now
+                os.rename(target, old)
+            shutil.rmtree(old, ignore_errors=True)
+        _sync(target.parent)
 
 
 def remove_stale(parent: pathlib.Path) -> int:
@@ -259,6 +245,20 @@ def _in_threads[T, R](work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]
     """Results of a function in the order of the items; several threads call it."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         yield from pool.map(work, items)
+
+
+@contextlib.contextmanager
+def _folder_beside(target: pathlib.Path, needed: int | None) -> Iterator[pathlib.Path]:
+    """A locked folder beside ``target``, without what earlier writers left; gone at the end."""
+    with disk.writing(target, needed, fix=FREE_SPACE):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        leftovers.remove_leftovers(target)
+        folder, lock = leftovers.locked_folder(target)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ class Predictor:
             with self._layout.in_force():
                 program = jax.jit(self._run).lower(*given).compile()
             self.compilations += 1
-            needed, room = _memory_bytes(program), _USABLE * resident.device_memory()
+            needed, room = memory_bytes(program), _USABLE * resident.device_memory()
             if room and needed > room:
                 raise _TooLargeError(size, needed)
             self._programs[asked] = program
@@ -197,8 +197,8 @@ def _within_memory(size: int, function: Callable[..., Any], *given: Any) -> Any:
     raise _TooLargeError(size, said=said)
 
 
-def _memory_bytes(program: jax.stages.Compiled) -> int:
-    """Bytes that a program needs on each device while it runs, arguments included."""
+def memory_bytes(program: jax.stages.Compiled) -> int:
+    """Returns the bytes that a program needs on each device while it runs, arguments included."""
     found = program.memory_analysis()
     if found is None:
         return 0

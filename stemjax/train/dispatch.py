@@ -19,6 +19,7 @@ import numpy as np
 
 from stemjax import config, errors, mesh
 from stemjax.data import disk, pipeline, resident
+from stemjax.tasks.predictor import memory_bytes
 from stemjax.train import journal as journals
 from stemjax.train import state as states
 from stemjax.train import step as steps
@@ -85,15 +86,6 @@ def make_call(step: Step, show: Callable[[Table, Handed], Batch]) -> Call:
         return state, {**jax.tree.map(lambda values: values[-1], metrics), "finite": finite}
 
     return call
-
-
-def memory_bytes(program: jax.stages.Compiled) -> int:
-    """Returns the bytes that a program needs on each device while it runs, arguments included."""
-    found = program.memory_analysis()
-    if found is None:
-        return 0
-    written = found.output_size_in_bytes - found.alias_size_in_bytes
-    return found.argument_size_in_bytes + written + found.temp_size_in_bytes
 
 
 def compile_within(

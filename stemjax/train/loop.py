@@ -31,10 +31,7 @@ from stemjax.train import material as material_lib
 from stemjax.train import origin as origins
 from stemjax.train import state as states
 from stemjax.train import step as steps
-from stemjax.train.validation import make_validate
 from stemjax.typing import Params
-
-__all__ = ["METRICS", "Result", "make_validate", "train", "train_shown"]
 
 METRICS = "metrics.jsonl"
 """File of a workdir with the numbers of its steps."""
@@ -145,7 +142,11 @@ def _train(
         metrics_file = workdir / METRICS
         last = min(experiment.train.steps, stop_at or experiment.train.steps)
         first = int(state.step)
-        due = bool(first) and first <= last and _is_validation(experiment.train, first, last)
+        due = (
+            bool(first)
+            and first <= last
+            and rounds.is_due(experiment.train.validate_every, first, last)
+        )
         if due and distributed.is_first():
             due = not writers.has(metrics_file, first, "val_mse")
         due = bool(distributed.gather(np.array(due))[0])
@@ -247,10 +248,6 @@ def _teacher(experiment: config.Experiment, origin: origins.Origin | None) -> Pa
     if origin is None or (diffusion.process, diffusion.partner) != ("consistency", "teacher"):
         return None
     return origins.require_params(origin, "the teacher of its loss")
-
-
-def _is_validation(cfg: config.Train, step: int, last: int) -> bool:
-    return bool(cfg.validate_every) and (step % cfg.validate_every == 0 or step == last)
 
 
 def train_shown(

@@ -123,13 +123,12 @@ class Run:
             self.journal.flush()  # metrics of the call before, now that this one is under way
             self.watch.note(start, measured)
             number = now.step
-            if number % cfg.log_every == 0 or number == self.last:
+            if is_due(cfg.log_every, number, self.last):
                 self.watch.look()
                 self.journal.note(number, measured)
-            to_save = number % cfg.save_every == 0 or number == self.last
-            to_validate = validate is not None and (
-                number % cfg.validate_every == 0 or number == self.last
-            )
+            to_save = is_due(cfg.save_every, number, self.last)
+            to_validate = is_due(cfg.validate_every, number, self.last)
+            to_validate = to_validate and validate is not None
             if not (to_save or to_validate):
                 continue
             self.watch.look()
@@ -172,6 +171,11 @@ class Run:
         took = "" if seconds is None else f" in {seconds:.1f} s"
         what = f"step {step} is saved{took}" if step else "no update was done yet"
         return f"{what}; run the same command again to go on"
+
+
+def is_due(every: int, step: int, last: int) -> bool:
+    """Returns whether what has a rhythm comes at a step: also at the last; never with 0."""
+    return bool(every) and (step % every == 0 or step == last)
 
 
 class _Holder:

@@ -85,8 +85,7 @@ class Checkpoints:
     def _begin_run(self) -> None:
         path = self.workdir / "config.json"
         if not path.exists():
-            with disk.writing(path, fix="free space, or use another --workdir"):
-                integrity.write_text(path, json.dumps(self.card.to_json(), indent=1))
+            integrity.write_text(path, json.dumps(self.card.to_json(), indent=1))
 
     def _require_same_run(self) -> None:
         path, ours = self.workdir / "config.json", self.card.to_json()
@@ -137,8 +136,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), card=ocp.args.JsonSave(self.card.to_json())
         )
-        if not self._settled():
-            step_folders.remove_partial(self.workdir / STEPS)
+        self.settle()
         self._writing = step
         try:
             step_folders.require_space(self.workdir / STEPS, self.workdir / STEPS / str(step))
@@ -148,12 +146,8 @@ class Checkpoints:
                 raise
             self._not_written()
 
-    def settle(self) -> None:
-        """Waits for the save under way; a full disk is said."""
-        self._settled()
-
-    def _settled(self) -> bool:
-        """Waits for the save under way; whether it succeeded."""
+    def settle(self) -> bool:
+        """Waits for the save under way; whether it succeeded. A full disk is said."""
         try:
             self._steps.wait_until_finished()
         except Exception as error:
@@ -190,7 +184,7 @@ class Checkpoints:
         try:
             for _ in range(2):  # what was being written may have been an earlier step
                 self.save(state, step)
-                if self._settled() and self.latest() == step:
+                if self.settle() and self.latest() == step:
                     return
         finally:
             self._last = False
@@ -243,7 +237,7 @@ class Checkpoints:
           CheckpointMismatchError: its arrays are not those of the model.
           CheckpointError: it cannot be read.
         """
-        self._settled()
+        self.settle()
         step = self.latest()
         abstract = step_folders.abstract(like, layout)
         folder = self.workdir / STEPS / str(step)

@@ -145,7 +145,7 @@ class Memory:
     def __init__(self, monkeypatch, there, a_spot):
         self.asked = []
         monkeypatch.setattr(predictor.resident, "device_memory", lambda: there)
-        monkeypatch.setattr(predictor, "_memory_bytes", self.bytes_of)
+        monkeypatch.setattr(predictor, "memory_bytes", self.bytes_of)
         self.a_spot = a_spot
 
     def bytes_of(self, program):
@@ -205,7 +205,7 @@ def test_memory_counts_arguments_results_and_what_lies_between():
         return jnp.sort(x @ x.T, axis=0).sum(axis=1)
 
     program = jax.jit(quadratic).lower(jnp.zeros((512, 8))).compile()
-    needed = predictor._memory_bytes(program)
+    needed = predictor.memory_bytes(program)
     # x 16 KiB, the sums 2 KiB, at least one 512 x 512 between: 1 MiB.
     assert 2**20 + 2**14 < needed < 2**23
 
